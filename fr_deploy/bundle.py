@@ -1,0 +1,208 @@
+"""Bundles: what people exchange. A diffusers-style folder, safetensors only.
+
+    model_index.json      family, preset, versions
+    vae/  unet/           diffusers' config.json and diffusion_pytorch_model.safetensors
+    adapter/              config.json and model.safetensors
+    static/               prompt [1, tokens, dim] and time_embedding [1, T] of the one step
+
+The UNet is stored without its time MLP, and there is no text encoder: both are constants of one-step
+restoration (LAFR, section 3.3) and lie in `static/`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fr_deploy import __version__
+from fr_deploy.errors import ModelError, ResourceError, UsageError
+from fr_deploy.models.lafr import LafrModel, StaticTime
+from fr_deploy.models.presets import Preset
+
+INDEX = "model_index.json"
+EMBEDDED = ("lafr-mini",)
+_DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+def save_bundle(
+    model: LafrModel, folder: Path, *, dtype: torch.dtype = torch.float32, trained: bool = True
+) -> None:
+    """Write a bundle; the folder appears whole or not at all.
+
+    Args:
+        model: its time MLP is replaced by the stored embedding in the bundle, not in `model`.
+        folder: must not exist, or be empty.
+        dtype: of the stored weights.
+        trained: False marks a bundle that cannot restore yet (a freshly initialised adapter).
+
+    Raises:
+        UsageError: the folder exists and holds something.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} exists and is not empty; choose another folder or remove it")
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    unet = {k: v for k, v in model.unet.state_dict().items() if not k.startswith("time_embedding.")}
+    static = {"prompt": model.prompt.detach(), "time_embedding": model.time_embedding()}
+    preset = asdict(model.preset)
+    _save_part(part / "vae", _config(model.vae), model.vae.state_dict(), _DIFFUSERS_FILE, dtype)
+    _save_part(part / "unet", _config(model.unet), unet, _DIFFUSERS_FILE, dtype)
+    adapter_state = model.adapter.state_dict()
+    _save_part(
+        part / "adapter",
+        {"_class_name": "CodebookAdapter"},
+        adapter_state,
+        "model.safetensors",
+        dtype,
+    )
+    timestep = {"timestep": model.step.timestep}
+    _save_part(part / "static", timestep, static, "model.safetensors", dtype)
+    index = {
+        "_class_name": "LafrModel",
+        "family": "lafr",
+        "fr_deploy_version": __version__,
+        "trained": trained,
+        "preset": preset,
+        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "adapter": ["fr_deploy", "CodebookAdapter"],
+    }
+    (part / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    if folder.exists():
+        folder.rmdir()
+    part.replace(folder)
+
+
+def load_bundle(name: str | Path, *, allow_untrained: bool = False) -> LafrModel:
+    """Load a bundle by embedded name, folder, or hub id: float32, on the CPU, in eval mode, gradients off.
+
+    The hub is asked only when no such folder exists, and never when HF_HUB_OFFLINE is set.
+
+    Raises:
+        ModelError: not a bundle, another family, damaged or mismatching weights, or an untrained adapter.
+        ResourceError: a hub id that could not be fetched.
+    """
+    folder = bundle_folder(name)
+    index = _read_json(folder / INDEX)
+    if index.get("family") != "lafr" or "preset" not in index:
+        raise ModelError(
+            f"{folder / INDEX} is of family {index.get('family')!r}; allowed: 'lafr'. A Stable Diffusion "
+            f"folder becomes a bundle with: fr-deploy import-sd {folder} -o BUNDLE"
+        )
+    if not index["trained"] and not allow_untrained:
+        raise ModelError(f"{folder}: its adapter is not trained, so it cannot restore a face")
+    model = LafrModel(_preset(index["preset"], folder))
+    static = _read_tensors(folder / "static" / "model.safetensors")
+    model.unet.time_embedding = StaticTime(static["time_embedding"].float())
+    unet = _read_tensors(folder / "unet" / _DIFFUSERS_FILE)
+    unet["time_embedding.embedding"] = static["time_embedding"]
+    _load_strict(model.unet, unet, folder / "unet")
+    _load_strict(model.vae, _read_tensors(folder / "vae" / _DIFFUSERS_FILE), folder / "vae")
+    adapter = _read_tensors(folder / "adapter" / "model.safetensors")
+    _load_strict(model.adapter, adapter, folder / "adapter")
+    with torch.no_grad():
+        model.prompt.copy_(static["prompt"])
+    scaling = _read_json(folder / "vae" / "config.json")["scaling_factor"]
+    model.vae.register_to_config(scaling_factor=scaling)
+    return model.eval().requires_grad_(False)
+
+
+def bundle_folder(name: str | Path) -> Path:
+    """Where a bundle lies: an embedded name, a local folder, or a hub id (downloaded on first use).
+
+    Raises:
+        ModelError: there is no such folder and it cannot be a hub id.
+        ResourceError: the hub could not be reached, or offline mode is on and nothing is cached.
+    """
+    if str(name) in EMBEDDED and not Path(name).exists():
+        return Path(str(files("fr_deploy") / "weights" / str(name)))
+    if Path(name).is_dir():
+        return Path(name)
+    if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+        known = ", ".join(EMBEDDED)
+        raise ModelError(f"no bundle {str(name)!r}: not a folder, a hub id, or one of: {known}")
+    return _from_hub(str(name))
+
+
+def _from_hub(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [INDEX, "*/*.json", "*/*.safetensors", "README.md"]
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    try:
+        return Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=offline))
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        where = "the local hub cache (HF_HUB_OFFLINE is set)" if offline else "the hub"
+        raise ResourceError(
+            f"{repo}: not a folder here, and not found in {where}: {error}"
+        ) from error
+
+
+def _config(module: Any) -> dict[str, Any]:
+    return json.loads(module.to_json_string())
+
+
+def _save_part(
+    folder: Path,
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    file: str,
+    dtype: torch.dtype,
+) -> None:
+    folder.mkdir(parents=True)
+    config = {k: v for k, v in config.items() if k != "_name_or_path"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    stored = {k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}
+    save_file(stored, folder / file, metadata={"format": "pt"})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing: {path.parent} is not a bundle") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing") from error
+    except SafetensorError as error:
+        raise ModelError(f"{path} is damaged or not safetensors: {error}") from error
+
+
+def _preset(fields: dict[str, Any], folder: Path) -> Preset:
+    try:
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        return Preset(**values)
+    except TypeError as error:
+        raise ModelError(
+            f"{folder / INDEX}: the preset does not fit this version: {error}"
+        ) from error
+
+
+def _load_strict(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    got = {k: tuple(v.shape) for k, v in tensors.items()}
+    if expected != got:
+        wrong = sorted(set(expected.items()) ^ set(got.items()))
+        raise ModelError(
+            f"{where}: {len(wrong)} keys are missing, extra or of another shape: {wrong[:6]}"
+        )
+    if bad := [k for k, v in tensors.items() if not bool(v.isfinite().all())]:
+        raise ModelError(f"{where}: NaN or infinity in {bad[:6]}")
+    module.load_state_dict(tensors)

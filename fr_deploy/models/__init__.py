@@ -1,0 +1,1 @@
+"""Model definitions: presets, the LAFR restorer and its parts."""

@@ -1,0 +1,1 @@
+"""Codebook matching: the nearest code of each feature, and its gradient."""

@@ -1,0 +1,40 @@
+"""The training recipe of each preset and stage, as one table."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stage of one preset. Progress is counted in images (crops seen)."""
+
+    preset: str
+    stage: str
+    images: int
+    batch: int
+    crop: int
+    crops_per_face: int
+    """Crops cut from one degraded 512 px face: degrading costs more than a small crop's training step."""
+    lr: float
+    perceptual: float
+    """Weight of lpips_hed, computed on a random window of `window` px of each crop."""
+    window: int
+    adversarial: float
+    levels: tuple[tuple[str, float], ...] = (("mild", 0.3), ("vqfr-v1", 0.35), ("vqfr-v2", 0.35))
+    """Degradations and how often each is drawn."""
+    ema: float = 0.998
+    warmup: int = 1000
+
+
+# fmt: off
+RECIPES = {(r.preset, r.stage): r for r in (
+    #      preset       stage       images  batch crop k  lr    percep win adv
+    Recipe("lafr-mini", "vae",      14_000, 8,    128, 4, 1e-3, 0.3,  64,  0.0),
+    Recipe("lafr-mini", "adapter",   6_000, 8,    256, 2, 1e-3, 0.0,  0,   0.0),
+    Recipe("lafr-mini", "restorer", 10_000, 4,    256, 2, 5e-4, 0.5,  96,  0.02),
+    Recipe("lafr-mini", "polish",    1_000, 1,    512, 1, 1e-4, 0.5,  192, 0.02, warmup=20),
+    Recipe("lafr-toy",  "vae",          64, 4,    64,  1, 1e-3, 0.0,  0,   0.0,  warmup=8),
+    Recipe("lafr-toy",  "adapter",      64, 4,    64,  1, 1e-3, 0.0,  0,   0.0,  warmup=8),
+    Recipe("lafr-toy",  "restorer",     64, 4,    64,  1, 1e-3, 0.0,  0,   0.02, warmup=8),
+    Recipe("lafr-toy",  "polish",       16, 1,    64,  1, 1e-4, 0.0,  0,   0.02, warmup=2),
+)}
+# fmt: on
