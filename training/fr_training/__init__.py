@@ -1,0 +1,1 @@
+"""Training: degradations, generated faces, the loop, evaluation."""

@@ -100,7 +100,7 @@ def _train_step(state: "_State", batch: Batch) -> tuple[dict[str, float], Tensor
         parts["discriminator"].backward()
         state.optimizer_d.step()
     state.average_step()
-    return {key: float(value) for key, value in parts.items()}, losses.image
+    return {key: float(value.detach()) for key, value in parts.items()}, losses.image
 
 
 def _schedule(images: int, recipe: Recipe) -> float:
@@ -216,7 +216,9 @@ def last_weights(out: Path) -> Path:
     for stage in ("polish", "restorer"):
         if (path := out / stage / WEIGHTS).exists():
             return path
-    raise UsageError(f"{out}: no {WEIGHTS} of restorer or polish; run: fr-deploy train restorer --out {out}")
+    raise UsageError(
+        f"{out}: no {WEIGHTS} of restorer or polish; run: fr-deploy train restorer --out {out}"
+    )
 
 
 class _Log:

@@ -172,6 +172,13 @@ class RestorerStage(Stage):
     model trained from nothing gains from tuning all three (ours).
     """
 
+    def __init__(self, model: LafrModel, recipe: Recipe, device: torch.device) -> None:
+        super().__init__(model, recipe, device)
+        if recipe.stage == "restorer":
+            # eps = 0 makes the first step z0 = z / alpha: the decoder starts from a picture, not from noise.
+            torch.nn.init.zeros_(model.unet.conv_out.weight)
+            torch.nn.init.zeros_(model.unet.conv_out.bias)
+
     def trained(self) -> list[nn.Module]:
         """UNet, adapter and decoder."""
         vae = self.model.vae
