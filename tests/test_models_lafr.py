@@ -64,13 +64,16 @@ def test_adapter_modes() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_adapter_without_residual_sees_only_codes() -> None:
+def test_the_papers_adapter_sees_only_codes() -> None:
     torch.manual_seed(0)
     adapter = LafrModel(TOY).adapter.requires_grad_(False)
-    adapter.residual = False
+    assert adapter.share == 1
     z = torch.randn(1, TOY.latent_channels, 4, 4)
     codes = torch.randn(16, TOY.code_dim)
-    assert torch.equal(adapter.from_codes(z, codes), adapter.from_codes(torch.zeros_like(z), codes))
+    mapped = adapter.from_codes(z, codes)
+    assert torch.equal(mapped, adapter.from_codes(torch.zeros_like(z), codes))
+    adapter.share = 0.25  # ours: a path around the codebook
+    assert torch.allclose(adapter.from_codes(z, codes), 0.75 * z + 0.25 * mapped, atol=1e-6)
 
 
 def test_restorer_is_uint8_in_and_out_and_batch_does_not_matter(model: LafrModel) -> None:

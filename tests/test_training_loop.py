@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fr_deploy.bundle import load_bundle, save_bundle
-from fr_deploy.errors import UsageError
+from fr_deploy.errors import NoInputError, UsageError
 from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.presets import PRESETS
 from fr_training.data import batch_at
@@ -118,10 +118,10 @@ def test_held_out_seeds_and_wrong_order_are_refused(corpus: Path, tmp_path: Path
     held = tmp_path / "held"
     held.mkdir()
     np.save(held / f"faces-{HELD_OUT_FROM:08d}.npy", np.zeros((SHARD, 64, 64, 3), np.uint8))
-    with pytest.raises(ValueError, match="held out"):
+    with pytest.raises(UsageError, match="held out"):
         FaceCorpus.open(held)
     assert len(FaceCorpus.open(held, training=False)) == SHARD
-    with pytest.raises(FileNotFoundError, match="fr-deploy data faces"):
+    with pytest.raises(NoInputError, match="fr-deploy data faces"):
         FaceCorpus.open(tmp_path)
     with pytest.raises(UsageError, match="run first: fr-deploy train vae"):
         fit(recipe_for("lafr-toy", "adapter"), RunOptions(corpus, tmp_path / "new"), _quiet)

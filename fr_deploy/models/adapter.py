@@ -1,5 +1,6 @@
 """LAFR's latent codebook alignment adapter (LAFR, section 3.2)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,8 +28,8 @@ class CodebookAdapter(nn.Module):
     """Moves the latent of a degraded face to where the UNet expects the latent of a clean one.
 
     A shallow network maps the latent to one feature per position, the nearest of `codes` code vectors
-    replaces it, and a small mapping network M turns it into z_aligned = M(c*) (LAFR, eq 2-4). With
-    `adapter_residual`, z_aligned = z + M(c*) (ours). Layout of 5.14 M parameters at the paper's sizes (the
+    replaces it, and a small mapping network M turns it into z_aligned = M(c*) (LAFR, eq 2-4). With a
+    `share` s below 1, z_aligned = (1 - s) z + s M(c*) (ours). Layout of 5.14 M parameters at the paper's sizes (the
     paper says 5.2 M and does not give it; ours): conv, 2 blocks, 1x1 | codebook | 1x1, 2 blocks, conv.
     """
 
@@ -36,7 +37,7 @@ class CodebookAdapter(nn.Module):
         super().__init__()
         hidden, latent, groups = preset.adapter_hidden, preset.latent_channels, preset.groups
         blocks = range(preset.adapter_blocks)
-        self.residual = preset.adapter_residual
+        self.share = preset.adapter_share
         self.beta = 1.0
         self.encode = nn.Sequential(
             nn.Conv2d(latent, hidden, 3, padding=1),
@@ -72,4 +73,4 @@ class CodebookAdapter(nn.Module):
         """z_aligned [B, C, H, W] from the latent and code vectors [B * H * W, D]."""
         grid = codes.unflatten(0, (z.shape[0], z.shape[2], z.shape[3])).permute(0, 3, 1, 2)
         mapped = self.map(grid)
-        return z + mapped if self.residual else mapped
+        return mapped if self.share == 1 else torch.lerp(z, mapped, self.share)

@@ -106,7 +106,7 @@ def _preset(vae: Any, unet: Any, text: Tensor, timestep: int) -> Preset:
         adapter_blocks=base.adapter_blocks,
         codes=base.codes,
         code_dim=base.code_dim,
-        adapter_residual=base.adapter_residual,
+        adapter_share=base.adapter_share,
         groups=unet["norm_num_groups"],
     )
 

@@ -26,6 +26,8 @@ def crops_at(corpus: FaceCorpus, recipe: Recipe, seed: int, image: int) -> list[
     """The crops numbered `image` .. `image + crops_per_face - 1`: uint8 [crop, crop, 6], clean | degraded."""
     rng = np.random.default_rng([seed, image])
     clean = np.ascontiguousarray(corpus[int(rng.integers(len(corpus)))][:, :: rng.choice((1, -1))])
+    if rng.random() < recipe.recolour:
+        clean = np.ascontiguousarray(clean[..., rng.permutation(3)])
     if recipe.stage == "vae":
         both = np.concatenate([clean, clean], 2)
     else:

@@ -93,7 +93,7 @@ class Judge:
         from fr_training.perceptual import LpipsHed
 
         return Judge(
-            LpipsHed().to(device).eval(), FaceEmbedder().embed, deg_dlib, "hed-dlib", device
+            LpipsHed().to(device).eval(), FaceEmbedder(device).embed, deg_dlib, "hed-dlib", device
         )
 
     @torch.inference_mode()

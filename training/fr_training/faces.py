@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from fr_deploy.errors import NoInputError, ResourceError, UsageError
 from fr_training.generator import FaceGenerator, save_generator
 
 HELD_OUT_FROM = 9_000_000
@@ -53,7 +54,7 @@ def wheel_from_pip(requirement: str, sha256: str) -> Path:
     """Download one wheel without its dependencies, and check its digest.
 
     Raises:
-        ValueError: the digest differs; the file is left for inspection.
+        ResourceError: the digest differs; the file is left for inspection.
     """
     folder = cache_dir() / "wheels"
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ def wheel_from_pip(requirement: str, sha256: str) -> Path:
         found = list(folder.glob(f"{stem}-*.whl"))
     digest = hashlib.sha256(found[0].read_bytes()).hexdigest()
     if digest != sha256:
-        raise ValueError(
+        raise ResourceError(
             f"{found[0]}: sha256 is {digest}, expected {sha256}; delete the file and run again"
         )
     return found[0]
@@ -158,17 +159,17 @@ class FaceCorpus:
         """Map all shards of `folder`.
 
         Raises:
-            FileNotFoundError: no shard there.
-            ValueError: `training` and a held-out seed is among them.
+            NoInputError: no shard there.
+            UsageError: `training` and a held-out seed is among them.
         """
         paths = sorted(folder.glob("faces-*.npy"))
         if not paths:
-            raise FileNotFoundError(
+            raise NoInputError(
                 f"{folder}: no faces-*.npy; make them with: fr-deploy data faces -o {folder}"
             )
         seeds = [int(path.stem[6:]) + i for path in paths for i in range(SHARD)]
         if training and max(seeds) >= HELD_OUT_FROM:
-            raise ValueError(
+            raise UsageError(
                 f"{folder}: seed {max(seeds)} is held out (>= {HELD_OUT_FROM}) and never trained on"
             )
         return FaceCorpus([np.load(path, mmap_mode="r") for path in paths], seeds)

@@ -21,6 +21,8 @@ class Recipe:
     adversarial: float
     levels: tuple[tuple[str, float], ...] = (("mild", 0.3), ("vqfr-v1", 0.35), ("vqfr-v2", 0.35))
     """Degradations and how often each is drawn."""
+    recolour: float = 0.0
+    """Share of faces whose R, G and B are permuted: an autoencoder that saw only skin tones loses other colours."""
     ema: float = 0.998
     warmup: int = 1000
 
@@ -28,7 +30,7 @@ class Recipe:
 # fmt: off
 RECIPES = {(r.preset, r.stage): r for r in (
     #      preset       stage       images  batch crop k  lr    percep win adv
-    Recipe("lafr-mini", "vae",      14_000, 8,    128, 4, 1e-3, 0.3,  64,  0.0),
+    Recipe("lafr-mini", "vae",      28_000, 8,    128, 1, 1e-3, 0.3,  64,  0.0,  recolour=0.3),
     Recipe("lafr-mini", "adapter",   6_000, 8,    256, 2, 1e-3, 0.0,  0,   0.0),
     Recipe("lafr-mini", "restorer", 10_000, 4,    256, 2, 5e-4, 0.5,  96,  0.02),
     Recipe("lafr-mini", "polish",    1_000, 1,    512, 1, 1e-4, 0.5,  192, 0.02, warmup=20),

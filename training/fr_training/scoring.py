@@ -116,5 +116,5 @@ def codebook_score(model: LafrModel, faces: Images, level: str) -> CodebookScore
     shuffled = model.adapter.from_codes(z, model.adapter.codebook.weight[indices[order]])
     use = torch.bincount(indices, minlength=model.preset.codes).float() / len(indices)
     entropy = -(use * use.clamp_min(1e-12).log()).sum()
-    l1 = [float(F.l1_loss(x, target)) for x in (z, aligned, shuffled)]
-    return CodebookScore(*l1, float(entropy.exp()))
+    before, after, mixed = (float(F.l1_loss(x, target)) for x in (z, aligned, shuffled))
+    return CodebookScore(before, after, mixed, float(entropy.exp()))

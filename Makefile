@@ -1,0 +1,81 @@
+# Needs python3 (3.11 or newer, with venv), make and git; everything else goes into .venv. Say
+# `make PYTHON=python3.12 ...` to choose the interpreter.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+VENV := .venv
+BIN := $(VENV)/bin
+# What is installed is named after the folder and the content of pyproject.toml, so that the same
+# content installs nothing again, and a moved checkout does.
+KEY := $(shell { pwd; cat pyproject.toml; } | cksum | cut -d ' ' -f 1)
+RUN := $(VENV)/run-$(KEY).stamp
+DEV := $(VENV)/dev-$(KEY).stamp
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --prefer-binary --progress-bar off
+# Of pip's output: the downloads that take a while, and the step after them.
+SHOW := awk '/^ *Downloading.*MB\)/ { print "  " $$1, $$2, $$3, $$4; fflush() } /^Installing/ { print "  unpacking"; fflush() }'
+
+.PHONY: help demo test test-all lint types bench help-texts wheel clean
+
+help:
+	@echo 'make demo        restore the photos in assets/demo and write a report'
+	@echo 'make test        ruff, pyright, and the tests that take seconds'
+	@echo 'make test-all    the tests that take minutes'
+	@echo 'make lint        ruff alone                make types    pyright alone'
+	@echo 'make bench       time one face on this machine'
+	@echo 'make help-texts  write docs/help again     make wheel    build dist/*.whl'
+	@echo 'make clean       remove .venv and all that was built'
+
+demo: $(RUN)
+	$(BIN)/fr-deploy restore assets/demo -o demo-out --report demo-out/report.html
+	@echo
+	@echo 'restored photos  $(CURDIR)/demo-out'
+	@echo 'report           $(CURDIR)/demo-out/report.html'
+
+test: lint types
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(DEV)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)
+	$(BIN)/pyright
+
+bench: $(RUN)
+	$(BIN)/fr-deploy bench restore
+
+help-texts: $(RUN)
+	$(BIN)/python -c 'from pathlib import Path; from fr_deploy.cli import write_help_texts as w; w(Path("docs/help"))'
+
+wheel: $(RUN)
+	rm -rf build
+	$(PIP) wheel --quiet --no-deps -w dist .
+
+clean:
+	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3 python3.12 python3.11; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "creating $(VENV) with $$python"; exec $$python -m venv $(VENV); \
+	  fi; \
+	done; echo 'no Python 3.11 or newer found; name one: make PYTHON=/path/to/python3.12' >&2; exit 1
+
+$(RUN): | $(BIN)/python
+	@echo 'installing fr-deploy into $(VENV) (2.5 GB with a CPU build of torch; a minute or two)'
+	@rm -f $(VENV)/*.stamp
+	@$(INSTALL) -e . | $(SHOW)
+	@touch $@
+	@echo 'installed'
+
+$(DEV): | $(BIN)/python
+	@echo 'installing fr-deploy and its development tools into $(VENV) (a minute or two)'
+	@rm -f $(VENV)/*.stamp
+	@$(INSTALL) -e '.[dev]' | $(SHOW)
+	@touch $(RUN) $@
+	@echo 'installed'

@@ -1,0 +1,1 @@
+"""Benchmarks: techniques timed side by side, gated by the quality of what they return."""

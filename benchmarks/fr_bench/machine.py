@@ -1,0 +1,75 @@
+"""What a figure was measured on."""
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+
+import fr_deploy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Hardware, versions and state of the source of one run."""
+
+    cpu: str
+    cores: int
+    threads: int
+    """That torch uses."""
+    load: float
+    """Mean number of running processes in the minute before: above 0, others shared the machine."""
+    python: str
+    torch: str
+    diffusers: str
+    fr_deploy: str
+    commit: str
+    """Empty outside a git checkout."""
+    dirty: bool
+    """Tracked files differ from the commit, the results themselves excepted."""
+
+
+def this_machine() -> Machine:
+    """The machine as it is now; call it before measuring, for `load`."""
+    commit, dirty = _source_state(Path(__file__).parent)
+    return Machine(
+        cpu=_cpu_name(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        load=round(os.getloadavg()[0], 2),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        diffusers=diffusers.__version__,
+        fr_deploy=fr_deploy.__version__,
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _source_state(folder: Path) -> tuple[str, bool]:
+    commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+    if commit is None:
+        return "", False
+    root = _git(folder, "rev-parse", "--show-toplevel") or "."
+    changed = _git(Path(root), "status", "--porcelain", "-uno", ":!benchmarks/results")
+    return commit, bool(changed)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,1 @@
+"""Exporters of the restoration graph: ONNX and engines."""
