@@ -15,7 +15,7 @@ INSTALL := $(PIP) install --prefer-binary --progress-bar off
 # Of pip's output: the downloads that take a while, and the step after them.
 SHOW := awk '/^ *Downloading.*MB\)/ { print "  " $$1, $$2, $$3, $$4; fflush() } /^Installing/ { print "  unpacking"; fflush() }'
 
-.PHONY: help demo test test-all lint types bench help-texts wheel clean
+.PHONY: help demo test test-all lint types bench model help-texts wheel clean
 
 help:
 	@echo 'make demo        restore the photos in assets/demo and write a report'
@@ -23,6 +23,7 @@ help:
 	@echo 'make test-all    the tests that take minutes'
 	@echo 'make lint        ruff alone                make types    pyright alone'
 	@echo 'make bench       time one face on this machine'
+	@echo 'make model       train lafr-mini anew (hours on a CPU); the same command resumes'
 	@echo 'make help-texts  write docs/help again     make wheel    build dist/*.whl'
 	@echo 'make clean       remove .venv and all that was built'
 
@@ -47,6 +48,14 @@ types: $(DEV)
 
 bench: $(RUN)
 	$(BIN)/fr-deploy bench restore
+
+# Generated faces, the five stages and the bundle, each as far as it is not there yet.
+model: $(DEV)
+	$(BIN)/fr-deploy data faces -o runs/faces
+	for stage in vae adapter restorer polish finish; do \
+	  $(BIN)/fr-deploy train $$stage --preset lafr-mini --data runs/faces -o runs/lafr-mini || exit 1; \
+	done
+	$(BIN)/fr-deploy bundle runs/lafr-mini -o runs/bundle
 
 help-texts: $(RUN)
 	$(BIN)/python -c 'from pathlib import Path; from fr_deploy.cli import write_help_texts as w; w(Path("docs/help"))'

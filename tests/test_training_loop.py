@@ -17,7 +17,7 @@ from fr_training.faces import HELD_OUT_FROM, SHARD, FaceCorpus
 from fr_training.loop import RunOptions, fit, last_weights, load_model, recipe_for
 from fr_training.scoring import codebook_score
 
-STAGES = ("vae", "adapter", "restorer", "polish")
+STAGES = ("vae", "adapter", "restorer", "polish", "finish")
 
 
 def _shapes(rng: np.random.Generator) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_every_stage_writes_weights_log_and_samples(run: Path) -> None:
         assert json.loads((run / stage / "recipe.json").read_text())["stage"] == stage
         assert (run / stage / "model.pt").exists()
     assert list((run / "vae").glob("samples-*.png"))
-    assert last_weights(run) == run / "polish" / "model.pt"
+    assert last_weights(run) == run / "finish" / "model.pt"
 
 
 def test_stages_train_what_they_say(run: Path) -> None:

@@ -30,7 +30,9 @@ COMMANDS = {
         "fr_training.cli:evaluate",
         "Score a restorer on held-out faces against doing nothing, bilateral and non-local means.",
     ),
-    "bundle": _Subcommand("fr_training.cli:bundle", "Write the result of a training RUN as a bundle."),
+    "bundle": _Subcommand(
+        "fr_training.cli:bundle", "Write the result of a training RUN as a bundle."
+    ),
     "bench": _Subcommand(
         "fr_bench.cli:bench",
         "Measure speed on this machine; the last line printed is one JSON document.",

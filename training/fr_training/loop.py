@@ -21,7 +21,7 @@ from fr_training.faces import FaceCorpus
 from fr_training.presets import RECIPES, Recipe
 from fr_training.stages import STAGES, Stage
 
-ORDER = ("vae", "adapter", "restorer", "polish")
+ORDER = ("vae", "adapter", "restorer", "polish", "finish")
 WEIGHTS = "model.pt"
 
 
@@ -211,13 +211,13 @@ def last_weights(out: Path) -> Path:
     """The weights of the last finished stage that can restore.
 
     Raises:
-        UsageError: neither `restorer` nor `polish` has finished.
+        UsageError: none of `restorer`, `polish`, `finish` has ended.
     """
-    for stage in ("polish", "restorer"):
+    for stage in ("finish", "polish", "restorer"):
         if (path := out / stage / WEIGHTS).exists():
             return path
     raise UsageError(
-        f"{out}: no {WEIGHTS} of restorer or polish; run: fr-deploy train restorer --out {out}"
+        f"{out}: no {WEIGHTS} of restorer, polish or finish; run: fr-deploy train restorer --out {out}"
     )
 
 

@@ -1,10 +1,13 @@
-"""Adversarial loss: a small patch discriminator with the hinge objective (ours; HDRFace eq 13 uses softplus)."""
+"""Losses beyond pixels: a patch discriminator (hinge; ours, HDRFace eq 13 uses softplus) and identity."""
 
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+
+from fr_deploy.faces.identity import load_dlib_resnet
 
 
 class PatchDiscriminator(nn.Module):
@@ -32,3 +35,29 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 def hinge_generator(fake: Tensor) -> Tensor:
     """-mean D(fake)."""
     return -fake.float().mean()
+
+
+class IdentityLoss(nn.Module):
+    """1 - cosine of dlib embeddings (HDRFace eq 14 uses ArcFace, whose weights no package carries).
+
+    The network also gives the score deg_dlib, so for a model trained with this loss that score is no longer
+    independent evidence.
+    """
+
+    # The part of a 512 px FFHQ crop that becomes dlib's chip (`fr_deploy.faces.identity.FFHQ_TO_CHIP`).
+    ROWS, COLUMNS, CHIP = slice(137, 482), slice(87, 433), 150
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = load_dlib_resnet()
+
+    def forward(self, image: Tensor, clean: Tensor) -> Tensor:
+        """Mean over [B, 3, 512, 512] RGB in [-1, 1], FFHQ-aligned; computed in float32."""
+        with torch.autocast(image.device.type, enabled=False):
+            with torch.no_grad():
+                target = self.network(self._chip(clean))
+            return 1 - F.cosine_similarity(self.network(self._chip(image)), target).mean()
+
+    def _chip(self, image: Tensor) -> Tensor:
+        part = (image[:, :, self.ROWS, self.COLUMNS].float() + 1) * 127.5
+        return F.interpolate(part, size=(self.CHIP, self.CHIP), mode="bilinear", antialias=True)

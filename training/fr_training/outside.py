@@ -65,8 +65,7 @@ def outside_faces() -> tuple[Image, list[str]]:
     """
     folder = cache_dir() / "outside"
     crops, names = folder / "faces.npy", folder / "names.json"
-    # the recipe stands beside the pictures: other pins or another picture list cut them out afresh
-    recipe = hashlib.sha256(json.dumps(PICTURES).encode()).hexdigest()
+    recipe = _recipe()
     if not names.exists() or json.loads(names.read_text())["recipe"] != recipe:
         folder.mkdir(parents=True, exist_ok=True)
         _save(crops, np.stack([_cut_out(name) for name in PICTURES]))
@@ -81,6 +80,15 @@ def outside_photo(name: str) -> Image:
     with zipfile.ZipFile(_wheel(pin)) as wheel:
         data = np.frombuffer(wheel.read(member), np.uint8)
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), np.uint8)
+
+
+def _recipe() -> str:
+    """Digest of the picture list and of the code that cuts: when it changes, so may the crops."""
+    import fr_deploy.faces as cutter
+
+    sources = sorted(Path(cutter.__path__[0]).glob("*.py"))
+    text = json.dumps(PICTURES).encode() + b"".join(source.read_bytes() for source in sources)
+    return hashlib.sha256(text).hexdigest()
 
 
 def _cut_out(name: str) -> Image:

@@ -19,6 +19,8 @@ class Recipe:
     """Weight of lpips_hed, computed on a random window of `window` px of each crop."""
     window: int
     adversarial: float
+    identity: float = 0.0
+    """Weight of the identity loss; needs whole 512 px faces."""
     levels: tuple[tuple[str, float], ...] = (("mild", 0.3), ("vqfr-v1", 0.35), ("vqfr-v2", 0.35))
     """Degradations and how often each is drawn."""
     recolour: float = 0.0
@@ -27,16 +29,21 @@ class Recipe:
     warmup: int = 1000
 
 
+HEAVY_LEVELS = (("mild", 0.2), ("vqfr-v1", 0.2), ("vqfr-v2", 0.6))
+WHOLE_FACE_LEVELS = (("mild", 0.3), ("vqfr-v1", 0.25), ("vqfr-v2", 0.45))
+
 # fmt: off
 RECIPES = {(r.preset, r.stage): r for r in (
-    #      preset       stage       images  batch crop k  lr    percep win adv
-    Recipe("lafr-mini", "vae",      28_000, 8,    128, 1, 1e-3, 0.3,  64,  0.0,  recolour=0.3),
-    Recipe("lafr-mini", "adapter",   6_000, 8,    256, 2, 1e-3, 0.0,  0,   0.0),
-    Recipe("lafr-mini", "restorer", 10_000, 4,    256, 2, 5e-4, 0.5,  96,  0.02),
-    Recipe("lafr-mini", "polish",    1_000, 1,    512, 1, 1e-4, 0.5,  192, 0.02, warmup=20),
+    #      preset       stage       images  batch crop k  lr    percep win adv    identity levels
+    Recipe("lafr-mini", "vae",      24_000, 8,    128, 1, 1e-3, 0.3,  64,  0.0,  recolour=0.3),
+    Recipe("lafr-mini", "adapter",   4_000, 8,    256, 2, 1e-3, 0.0,  0,   0.0),
+    Recipe("lafr-mini", "restorer", 14_000, 4,    256, 2, 5e-4, 0.5,  96,  0.0),
+    Recipe("lafr-mini", "polish",    1_600, 1,    512, 1, 1e-4, 0.7,  192, 0.005, 1.0, WHOLE_FACE_LEVELS, ema=0.99, warmup=20),
+    Recipe("lafr-mini", "finish",    1_600, 1,    512, 1, 2e-4, 1.0,  192, 0.0,   1.0, HEAVY_LEVELS, ema=0.99, warmup=20),
     Recipe("lafr-toy",  "vae",          64, 4,    64,  1, 1e-3, 0.0,  0,   0.0,  warmup=8),
     Recipe("lafr-toy",  "adapter",      64, 4,    64,  1, 1e-3, 0.0,  0,   0.0,  warmup=8),
     Recipe("lafr-toy",  "restorer",     64, 4,    64,  1, 1e-3, 0.0,  0,   0.02, warmup=8),
     Recipe("lafr-toy",  "polish",       16, 1,    64,  1, 1e-4, 0.0,  0,   0.02, warmup=2),
+    Recipe("lafr-toy",  "finish",       16, 1,    64,  1, 1e-4, 0.0,  0,   0.0,  warmup=2),
 )}
 # fmt: on
