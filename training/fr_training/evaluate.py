@@ -217,12 +217,16 @@ def write_json(path: Path, value: object) -> None:
     part.replace(path)
 
 
-def held_out_faces(count: int) -> Images:
-    """The first `count` generated faces that no training sees, uint8 [count, 512, 512, 3] RGB."""
+def held_out_faces(count: int) -> tuple[Images, list[str]]:
+    """The first `count` one-face pictures among the seeds that no training sees.
+
+    Returns:
+        uint8 [count, 512, 512, 3] RGB, and their seeds as names.
+    """
     folder = cache_dir() / "heldout"
-    make_corpus(folder, count, first_seed=HELD_OUT_FROM)
+    make_corpus(folder, count + count // 8, first_seed=HELD_OUT_FROM)  # about 1 % are rejected
     corpus = FaceCorpus.open(folder, training=False)
-    return np.stack([corpus[i] for i in range(count)])
+    return np.stack([corpus[i] for i in range(count)]), [str(s) for s in corpus.seeds[:count]]
 
 
 def run_eval(
@@ -247,8 +251,8 @@ def run_eval(
     Raises:
         UsageError: see `evaluate`.
     """
-    sets = {"generated": held_out_faces(generated)}
-    names = {"generated": [str(HELD_OUT_FROM + i) for i in range(generated)]}
+    faces, seeds = held_out_faces(generated)
+    sets, names = {"generated": faces}, {"generated": seeds}
     if outside:
         sets["outside"], names["outside"] = outside_faces()
     rows = evaluate(restore, sets, levels, on_level=on_level)

@@ -1,8 +1,9 @@
 """A corpus of generated FFHQ-aligned faces, each a pure function of its seed.
 
 Seeds from `HELD_OUT_FROM` on are for evaluation; training refuses them. A corpus on disk is a folder of
-shards `faces-<first seed>.npy` (uint8 [64, 512, 512, 3] RGB) and `manifest.json`, so that it can be made
-again anywhere from the seeds alone.
+shards `faces-<first seed>.npy` (uint8 [64, 512, 512, 3] RGB), beside each `faces-<first seed>.json` with the seeds
+whose picture does not show exactly one face (about 1 %), and `manifest.json`: it can be made again anywhere from
+the seeds alone.
 """
 
 import hashlib
@@ -118,7 +119,17 @@ def make_corpus(
     device: str = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `count` faces (rounded up to whole shards) from consecutive seeds; a shard that exists is kept."""
+    """Write `count` faces (rounded up to whole shards) from consecutive seeds; a shard that exists is kept.
+
+    The detector looks at every face; seeds that do not show exactly one are written down as rejected.
+
+    Raises:
+        UsageError: `first_seed` does not begin a shard.
+    """
+    if first_seed % SHARD:
+        raise UsageError(
+            f"first_seed is {first_seed}; it must be a multiple of {SHARD}, the shard's size"
+        )
     out.mkdir(parents=True, exist_ok=True)
     generator: FaceGenerator | None = None
     firsts = range(first_seed, first_seed + count, SHARD)
@@ -126,15 +137,9 @@ def make_corpus(
         path = out / f"faces-{first:08d}.npy"
         if not path.exists():
             generator = generator or FaceGenerator(generator_file()).to(device).eval()
-            seeds = list(range(first, first + SHARD))
-            parts = [
-                faces_from_seeds(generator, seeds[i : i + batch], size)
-                for i in range(0, SHARD, batch)
-            ]
-            part = path.with_suffix(".part")
-            with part.open("wb") as file:
-                np.save(file, np.concatenate(parts))
-            part.replace(path)
+            _write_shard(path, generator, first, size, batch)
+        if not path.with_suffix(".json").exists():
+            _write_rejected(path, first)
         if on_progress:
             on_progress((done + 1) * SHARD, len(firsts) * SHARD)
     manifest = {
@@ -147,11 +152,35 @@ def make_corpus(
     (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
+def _write_shard(path: Path, generator: FaceGenerator, first: int, size: int, batch: int) -> None:
+    seeds = list(range(first, first + SHARD))
+    parts = [
+        faces_from_seeds(generator, seeds[i : i + batch], size) for i in range(0, SHARD, batch)
+    ]
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.save(file, np.concatenate(parts))
+    part.replace(path)
+
+
+def _write_rejected(path: Path, first: int) -> None:
+    from fr_deploy.faces import FaceDetector
+
+    detector = FaceDetector()
+    # A face in the background counts from an eighth of the picture on; smaller ones train no one's taste.
+    counts = [len(detector.detect(face, min_face=face.shape[0] // 8)) for face in np.load(path)]
+    rejected = [first + i for i, count in enumerate(counts) if count != 1]
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"rejected": rejected}) + "\n")
+    part.replace(path.with_suffix(".json"))
+
+
 @dataclass(frozen=True)
 class FaceCorpus:
     """A corpus opened for reading: `corpus[i]` is uint8 [S, S, 3]; `seeds[i]` its seed."""
 
-    shards: list[NDArray[np.uint8]]
+    shards: dict[int, NDArray[np.uint8]]
+    """By first seed."""
     seeds: list[int]
 
     @staticmethod
@@ -167,18 +196,24 @@ class FaceCorpus:
             raise NoInputError(
                 f"{folder}: no faces-*.npy; make them with: fr-deploy data faces -o {folder}"
             )
-        seeds = [int(path.stem[6:]) + i for path in paths for i in range(SHARD)]
-        if training and max(seeds) >= HELD_OUT_FROM:
+        shards = {int(path.stem[6:]): np.load(path, mmap_mode="r") for path in paths}
+        if training and max(shards) + SHARD > HELD_OUT_FROM:
             raise UsageError(
-                f"{folder}: seed {max(seeds)} is held out (>= {HELD_OUT_FROM}) and never trained on"
+                f"{folder}: seed {max(shards)} is held out (>= {HELD_OUT_FROM}) and never trained on"
             )
-        return FaceCorpus([np.load(path, mmap_mode="r") for path in paths], seeds)
+        lists = [path.with_suffix(".json") for path in paths]
+        kept = [json.loads(path.read_text())["rejected"] for path in lists if path.exists()]
+        rejected = {seed for seeds in kept for seed in seeds}
+        every = (first + i for first, shard in shards.items() for i in range(len(shard)))
+        return FaceCorpus(shards, [seed for seed in every if seed not in rejected])
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        return self.shards[index // SHARD][index % SHARD]
+        seed = self.seeds[index]
+        first = seed // SHARD * SHARD
+        return self.shards[first][seed - first]
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         return (self[i] for i in range(len(self)))

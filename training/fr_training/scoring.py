@@ -68,7 +68,7 @@ def score_model(
         out=output / "eval.json",
         on_level=lambda rows: console.print(eval_table(rows)),
     )
-    faces = held_out_faces(generated)[:8]
+    faces, _ = held_out_faces(8)
     scores = {level: codebook_score(model, faces, level) for level in levels}
     for level, score in scores.items():
         console.print(
