@@ -13,7 +13,17 @@ from fr_deploy.errors import UsageError
 from fr_training.degrade import degrade
 from fr_training.evaluate import METHODS, Judge, degraded, evaluate
 from fr_training.metrics import Interval, psnr, ssim
-from fr_training.verdict import GOALS, MUSTS, Row, eval_table, gains_over, judge, shortfalls
+from fr_training.verdict import (
+    GOALS,
+    METRICS,
+    MUSTS,
+    Row,
+    eval_markdown,
+    eval_table,
+    gains_over,
+    judge,
+    shortfalls,
+)
 
 Images = NDArray[np.uint8]
 
@@ -194,3 +204,14 @@ def test_bad_requests_are_refused(faces: Images) -> None:
         evaluate(None, {"set": faces}, ("harsh",), networks=networks())
     with pytest.raises(UsageError, match=r"the model returned uint8 \[4, 64, 64, 3\]"):
         evaluate(lambda x: x[:, ::2, ::2], {"set": faces}, ("mild",), networks=networks())
+
+
+def test_markdown_says_what_changed():
+    before = Row("generated", "mild", "input", {m: [2.0, 4.0] for m in METRICS})
+    after = Row("generated", "mild", "model", {m: [1.0, 2.0] for m in METRICS})
+    judge([before, after])
+    lines = eval_markdown([before, after]).splitlines()
+    assert len(lines) == 3
+    assert "3.000 → 1.500: 0.500x [0.500, 0.500]" in lines[2]
+    assert lines[2].startswith("| generated | mild | 3.00 → 1.50: -1.50 [")
+    assert len({line.count("|") for line in lines}) == 1

@@ -15,7 +15,7 @@ from fr_deploy.bundle import load_bundle
 from fr_deploy.models.lafr import LafrModel
 from fr_deploy.restorer import Restorer
 from fr_training.evaluate import degraded, held_out_faces, run_eval, write_json
-from fr_training.verdict import eval_table
+from fr_training.verdict import Row, eval_markdown, eval_table
 
 Images = NDArray[np.uint8]
 
@@ -41,7 +41,7 @@ def score_model(
     levels: Sequence[str] = ("mild", "vqfr-v1", "vqfr-v2"),
     vae_only: bool = False,
 ) -> None:
-    """Score a bundle and print the table; `output/eval.json` holds every number.
+    """Score a bundle and print the table; `output/eval.json` holds every number, `output/eval.md` the table.
 
     Args:
         name: embedded name, bundle folder or hub id.
@@ -61,13 +61,15 @@ def score_model(
                 f"{row['set_name']}: autoencoder alone, PSNR {row['means']['psnr']:.2f} dB"
             )
         return
-    run_eval(
-        Restorer(model, name),
-        generated=generated,
-        levels=levels,
-        out=output / "eval.json",
-        on_level=lambda rows: console.print(eval_table(rows)),
-    )
+    scored: list[Row] = []
+
+    def show(rows: list[Row]) -> None:
+        scored.extend(rows)
+        console.print(eval_table(rows))
+
+    restorer, out = Restorer(model, name), output / "eval.json"
+    run_eval(restorer, generated=generated, levels=levels, out=out, on_level=show)
+    (output / "eval.md").write_text(eval_markdown(scored))
     faces, _ = held_out_faces(8)
     scores = {level: codebook_score(model, faces, level) for level in levels}
     for level, score in scores.items():

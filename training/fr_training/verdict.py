@@ -140,3 +140,24 @@ def _cell(row: Row, name: str) -> str:
     value, low, high = (f"{number:{sign}.{digits}f}" for number in row.gains[name])
     unit = "x" if name == "lpips_hed" else ""
     return f"{mean}\n{value}{unit} [{low}, {high}]"
+
+
+def eval_markdown(rows: Sequence[Row]) -> str:
+    """The rows of the model as a Markdown table: input -> restored, paired gain and its 95 % interval."""
+    lines = [
+        "| faces | level | PSNR dB | SSIM | lpips_hed | deg_dlib | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    inputs = {(row.set_name, row.level): row for row in rows if row.method == "input"}
+    for row in rows:
+        before = inputs.get((row.set_name, row.level))
+        if row.method == "model" and before is not None:
+            cells = [_change(before, row, name) for name in METRICS]
+            verdict = row.verdict.split(":")[0]
+            lines.append(f"| {row.set_name} | {row.level} | {' | '.join(cells)} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def _change(before: Row, after: Row, name: str) -> str:
+    mean, gain, *_ = _cell(after, name).split("\n")
+    return f"{_cell(before, name)} → {mean}: {gain}"
