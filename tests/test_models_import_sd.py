@@ -1,6 +1,7 @@
 """Importing Stable Diffusion 2.1-base: the full key set at narrow widths, saved by diffusers itself."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,8 +104,6 @@ def test_imported_preset_and_adapter(sd_folder: Path) -> None:
 def test_refusals(sd_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no vae"):
         lafr_from_sd(tmp_path)
-    import shutil
-
     copy = tmp_path / "v"
     shutil.copytree(sd_folder, copy)
     path = copy / "scheduler" / "scheduler_config.json"
@@ -114,4 +113,14 @@ def test_refusals(sd_folder: Path, tmp_path: Path) -> None:
     path.write_text("{}")
     (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ModelError, match="unet"):
+        lafr_from_sd(copy)
+
+
+def test_other_head_widths_are_refused(sd_folder: Path, tmp_path: Path) -> None:
+    """Stable Diffusion 1.x: 8 heads at every level. The same shapes, so nothing else would notice."""
+    copy = tmp_path / "v1"
+    shutil.copytree(sd_folder, copy)
+    path = copy / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_head_dim": 2}))
+    with pytest.raises(ModelError, match="heads are"):
         lafr_from_sd(copy)

@@ -73,7 +73,33 @@ def encode_prompt(folder: Path, prompt: str) -> Tensor:
 
 def _preset(vae: Any, unet: Any, text: Tensor, timestep: int) -> Preset:
     """The paper's preset with the folder's widths, so that narrow copies of the architecture import too."""
-    base = PRESETS["lafr-sd21"]
+    base, head_dim = PRESETS["lafr-sd21"], _head_dim(vae, unet)
+    return Preset(
+        name=base.name,
+        size=base.size,
+        patch=1,
+        latent_channels=vae["latent_channels"],
+        vae_channels=tuple(vae["block_out_channels"]),
+        vae_layers=vae["layers_per_block"],
+        vae_attention=vae.get("mid_block_add_attention", True),
+        unet_channels=tuple(unet["block_out_channels"]),
+        unet_attention=tuple(kind.startswith("CrossAttn") for kind in unet["down_block_types"]),
+        unet_layers=unet["layers_per_block"],
+        head_dim=head_dim,
+        prompt_tokens=text.shape[1],
+        prompt_dim=text.shape[2],
+        timestep=timestep,
+        adapter_hidden=base.adapter_hidden,
+        adapter_blocks=base.adapter_blocks,
+        codes=base.codes,
+        code_dim=base.code_dim,
+        adapter_share=base.adapter_share,
+        groups=unet["norm_num_groups"],
+    )
+
+
+def _head_dim(vae: Any, unet: Any) -> int:
+    """Width of the attention heads, after checking that a preset can say what the two configurations say."""
     heads = unet["attention_head_dim"]
     heads = [heads] * len(unet["block_out_channels"]) if isinstance(heads, int) else heads
     widths = {
@@ -87,28 +113,13 @@ def _preset(vae: Any, unet: Any, text: Tensor, timestep: int) -> Preset:
             f"the UNet has {unet['in_channels']} input and {unet['out_channels']} output channels, the VAE "
             f"{vae['latent_channels']} latent channels; they must be equal (is it an inpainting model?)"
         )
-    return Preset(
-        name=base.name,
-        size=base.size,
-        patch=1,
-        latent_channels=vae["latent_channels"],
-        vae_channels=tuple(vae["block_out_channels"]),
-        vae_layers=vae["layers_per_block"],
-        vae_attention=vae.get("mid_block_add_attention", True),
-        unet_channels=tuple(unet["block_out_channels"]),
-        unet_attention=tuple(kind.startswith("CrossAttn") for kind in unet["down_block_types"]),
-        unet_layers=unet["layers_per_block"],
-        head_dim=widths.pop(),
-        prompt_tokens=text.shape[1],
-        prompt_dim=text.shape[2],
-        timestep=timestep,
-        adapter_hidden=base.adapter_hidden,
-        adapter_blocks=base.adapter_blocks,
-        codes=base.codes,
-        code_dim=base.code_dim,
-        adapter_share=base.adapter_share,
-        groups=unet["norm_num_groups"],
-    )
+    if len(widths) != 1 or unet["norm_num_groups"] != vae["norm_num_groups"]:
+        # A bundle is rebuilt from its preset: either would load without an error and compute something else.
+        raise ModelError(
+            f"attention heads are {sorted(widths)} wide and norm groups {unet['norm_num_groups']} (UNet) and "
+            f"{vae['norm_num_groups']} (VAE); expected one width and equal groups, as in 2.1-base (1.x has others)"
+        )
+    return widths.pop()
 
 
 def _config(path: Path) -> dict[str, Any]:
