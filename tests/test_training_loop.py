@@ -80,6 +80,22 @@ def test_stages_train_what_they_say(run: Path) -> None:
     assert moved == {"unet", "adapter", "vae", "prompt"}
 
 
+def test_a_stage_starts_from_a_bundle(corpus: Path, run: Path, tmp_path: Path) -> None:
+    model = LafrModel(PRESETS["lafr-toy"])
+    load_model(model, run / "polish" / "model.pt")
+    save_bundle(model, tmp_path / "start")
+    recipe, out = recipe_for("lafr-toy", "finish"), tmp_path / "out"
+    fit(recipe, RunOptions(corpus, out, str(tmp_path / "start"), log_every=8), _quiet)
+    before, after = _weights(run / "polish" / "model.pt"), _weights(last_weights(out))
+    again = LafrModel(PRESETS["lafr-toy"])
+    load_model(again, last_weights(out))
+    assert torch.equal(before["vae.quant_conv.weight"], after["vae.quant_conv.weight"])
+    assert not torch.equal(before["unet.conv_in.weight"], after["unet.conv_in.weight"])
+    assert torch.equal(again.time_embedding(), model.time_embedding())
+    with pytest.raises(UsageError, match="not of preset lafr-toy"):
+        fit(recipe, RunOptions(corpus, tmp_path / "other", "lafr-mini"), _quiet)
+
+
 def test_the_vae_learns(corpus: Path, tmp_path: Path) -> None:
     recipe = replace(recipe_for("lafr-toy", "vae"), images=480)
     fit(recipe, RunOptions(corpus, tmp_path, log_every=8), _quiet)

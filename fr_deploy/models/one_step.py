@@ -30,6 +30,8 @@ def one_step(timestep: int) -> OneStep:
     """
     if not 0 <= timestep < 1000:
         raise ValueError(f"timestep is {timestep}; allowed: 0 to 999")
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    betas = torch.linspace(
+        0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64, device="cpu"
+    ).square()
     abar = float((1 - betas).cumprod(0)[timestep])
     return OneStep(timestep, abar**0.5, (1 - abar) ** 0.5)

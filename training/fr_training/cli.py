@@ -64,6 +64,7 @@ def faces(output: Path, count: int, first_seed: int, size: int, batch: int, devi
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run."
 )
+@click.option("--start", help="Bundle to start from instead of the stage before.")
 @click.option(
     "--images", type=click.IntRange(min=1), help="Length in images [default: the recipe's]."
 )
@@ -78,6 +79,7 @@ def train(
     preset: str,
     data: Path,
     out: Path,
+    start: str | None,
     images: int | None,
     batch: int | None,
     lr: float | None,
@@ -93,7 +95,7 @@ def train(
     recipe = replace(recipe_for(preset, stage), **{k: v for k, v in given.items() if v is not None})
     click.echo(json.dumps(asdict(recipe), indent=2))
     if not dry_run:
-        fit(recipe, RunOptions(data, out, device, seed, workers=workers), click.echo)
+        fit(recipe, RunOptions(data, out, start, device, seed, workers=workers), click.echo)
 
 
 @click.command()
