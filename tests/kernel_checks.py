@@ -1,6 +1,6 @@
 """What every kernel test asks: error budget, poisoned memory, launches, operator contract."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,26 +9,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fr_kernels.budget import budget
 from fr_kernels.launch import launches_made, launching
 
 DTYPES = (torch.float32, torch.float16)  # the interpreter's bf16 dot returns garbage
 
 
 def within_budget(got: Tensor, eager: Tensor, exact: Tensor) -> None:
-    """The kernel's error against float64 is at most twice eager's in the same dtype, plus one rounding band."""
-    assert got.shape == exact.shape
-    assert got.dtype == eager.dtype
-    assert exact.dtype == torch.float64
-    if not got.numel():
-        return
-    assert bool(got.isfinite().all()), "NaN or infinity"
-    error, peer = ((t.double() - exact).abs().max() for t in (got, eager))
-    band = torch.finfo(got.dtype).eps * exact.abs().max()
-    assert error <= 2 * peer + band, f"error {error:.3g}, eager {peer:.3g}, band {band:.3g}"
+    """`fr_kernels.budget` is kept."""
+    result = budget(got, eager, exact)
+    assert result.kept, result
 
 
 @contextmanager
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Fresh memory is NaN (floats) or the largest value (integers): what a kernel forgets to write shows."""
 
     def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,6 +1,6 @@
 """Compiles every Triton kernel ahead of time, without a GPU, and reports what the compiler made of it.
 
-    python -m fr_kernels.aot [-o kernels/aot.csv] [--op NAME] [--sm 90]
+    python -m fr_kernels.aot [-o kernels/aot.csv] [--op NAME] [--sm 90] [-j 2]
 
 One row per op, specialization and architecture: registers, stack, spills, shared memory, matrix instructions and
 128-bit loads. Exits 1 where a row breaks a rule: a spill, more shared memory than the architecture has, or a dot of
@@ -10,11 +10,14 @@ One row per op, specialization and architecture: registers, stack, spills, share
 import argparse
 import csv
 import importlib
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,8 @@ MATRIX = re.compile(r"^(HMMA|HGMMA|UTCHMMA|UTCQMMA|QGMMA|OMMA|QMMA)\b")
 class Row:
     """What ptxas and the disassembler say of one cubin."""
 
+    triton: str
+    """Version of the compiler."""
     op: str
     specialization: str
     sm: int
@@ -96,9 +101,15 @@ def report(op: str, spec: Specialization, sm: int) -> Row:
     registers, stack, spills = _resources(compiled.asm["ptx"], sm)
     matrix, loads128 = _instructions(compiled.asm["cubin"])
     return Row(
-        op, spec.name, sm, spec.settings.num_warps, registers, stack, spills,
+        _version(), op, spec.name, sm, spec.settings.num_warps, registers, stack, spills,
         compiled.metadata.shared, matrix, loads128,
     )  # fmt: skip
+
+
+def _version() -> str:
+    import triton
+
+    return triton.__version__
 
 
 def _tool(name: str) -> str:
@@ -136,13 +147,28 @@ def _instructions(cubin: bytes) -> tuple[int, int]:
     return sum(bool(MATRIX.match(name.split(".")[0])) for name in code), wide
 
 
-def rows(ops: list[str], architectures: tuple[int, ...]) -> Iterator[tuple[Row, Specialization]]:
-    """Every row of these ops and architectures, in order."""
-    for op in ops:
-        for spec in specializations(op):
-            for sm in architectures:
-                if sm >= spec.least_sm and (not spec.only_sm or sm in spec.only_sm):
-                    yield report(op, spec, sm), spec
+def rows(
+    ops: list[str], architectures: tuple[int, ...], jobs: int
+) -> Iterator[tuple[Row, Specialization]]:
+    """Every row of these ops and architectures, in order; `jobs` processes compile."""
+    wanted = [
+        (op, spec, sm)
+        for op in ops
+        for spec in specializations(op)
+        for sm in architectures
+        if sm >= spec.least_sm and (not spec.only_sm or sm in spec.only_sm)
+    ]
+    # Spawned: a process that has started torch's threads cannot fork safely.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        made = pool.map(_report_by_name, [(op, spec.name, sm) for op, spec, sm in wanted])
+        for (_, spec, _), row in zip(wanted, made, strict=True):
+            yield row, spec
+
+
+def _report_by_name(wanted: tuple[str, str, int]) -> Row:
+    """`report` of a specialization named instead of passed: a kernel cannot be pickled."""
+    op, name, sm = wanted
+    return report(op, next(spec for spec in specializations(op) if spec.name == name), sm)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -151,12 +177,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--op", action="append", choices=triton_ops())
     parser.add_argument("--sm", action="append", type=int, choices=ARCHITECTURES)
+    parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
     names = [field.name for field in fields(Row)]
     table: list[Row] = []
     failed = 0
+    architectures = tuple(given.sm or ARCHITECTURES)
     print(*names, sep=",")
-    for row, spec in rows(given.op or triton_ops(), tuple(given.sm or ARCHITECTURES)):
+    for row, spec in rows(given.op or triton_ops(), architectures, given.jobs):
         table.append(row)
         print(*asdict(row).values(), sep=",", flush=True)
         for rule in row.broken(spec):

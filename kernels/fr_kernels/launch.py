@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -80,7 +80,7 @@ _running = False
 
 
 @contextmanager
-def launches_made() -> Iterator[list[str]]:
+def launches_made() -> Generator[list[str]]:
     """Collect the name of each Triton kernel launched inside the block."""
     names: list[str] = []
     _counts.append(names)

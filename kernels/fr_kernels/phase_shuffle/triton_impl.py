@@ -15,18 +15,32 @@ DEFAULT = Settings({"PIXELS": 32}, num_warps=4, num_stages=1)
 
 
 @triton.jit
+def gather_index(pixel, W2):
+    """Which vector of C channels of its image in y the output pixel is; W2: the output's width."""
+    row, column = pixel // W2, pixel % W2
+    py, px = row % 2, column % 2
+    return ((row // 2 + py) * (W2 // 2 + 1) + column // 2 + px) * 4 + 2 * py + px
+
+
+@triton.jit
+def scatter_index(vector, H2, W2):
+    """The output pixel that reads this vector of y, and whether one does (the border has none)."""
+    width = W2 // 2 + 1
+    phase, pixel = vector % 4, vector // 4
+    row, column = pixel // width - phase // 2, pixel % width - phase % 2
+    read = (row >= 0) & (row < H2 // 2) & (column >= 0) & (column < W2 // 2)
+    return (2 * row + phase // 2) * W2 + 2 * column + phase % 2, read
+
+
+@triton.jit
 def phase_shuffle_kernel(Y, OUT, H2, W2, C, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     """One program: PIXELS output pixels of one image, all channels. H2, W2: the output's sides."""
     image = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     channel = tl.arange(0, CHANNELS)
     mask = (pixel < H2 * W2)[:, None] & (channel < C)[None, :]
-    row, column = pixel // W2, pixel % W2
-    py, px = row % 2, column % 2
-    width = W2 // 2 + 1
-    source = (row // 2 + py) * width + column // 2 + px
     # 64-bit: 32 x 512 x 512 x 256 elements are 2^31.
-    start = (image * (H2 // 2 + 1) * width + source) * 4 + 2 * py + px
+    start = image * 4 * (H2 // 2 + 1) * (W2 // 2 + 1) + gather_index(pixel, W2)
     value = tl.load(Y + start[:, None] * C + channel[None, :], mask=mask)
     target = (image * H2 * W2 + pixel) * C
     tl.store(OUT + target[:, None] + channel[None, :], value, mask=mask)
@@ -38,17 +52,14 @@ def phase_shuffle_backward_kernel(
 ):
     """One program: PIXELS (pixel, phase) pairs of one image's gradient to y; zero where no output reads y."""
     image = tl.program_id(1).to(tl.int64)
-    height, width = H2 // 2 + 1, W2 // 2 + 1
+    vectors = 4 * (H2 // 2 + 1) * (W2 // 2 + 1)
     pair = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     channel = tl.arange(0, CHANNELS)
-    mask = (pair < 4 * height * width)[:, None] & (channel < C)[None, :]
-    phase, pixel = pair % 4, pair // 4
-    row, column = pixel // width - phase // 2, pixel % width - phase % 2
-    read = (row >= 0) & (row < H2 // 2) & (column >= 0) & (column < W2 // 2)
-    source = (2 * row + phase // 2) * W2 + 2 * column + phase % 2
+    mask = (pair < vectors)[:, None] & (channel < C)[None, :]
+    source, read = scatter_index(pair, H2, W2)
     start = (image * H2 * W2 + source) * C
     value = tl.load(GRAD + start[:, None] + channel[None, :], mask=mask & read[:, None], other=0.0)
-    target = (image * 4 * height * width + pair) * C
+    target = (image * vectors + pair) * C
     tl.store(OUT + target[:, None] + channel[None, :], value, mask=mask)
 
 
