@@ -14,7 +14,7 @@ from fr_bench.cli import bench
 from fr_bench.machine import this_machine
 from fr_bench.plain_diffusers import PlainDiffusers
 from fr_bench.restore import bench_restore, compare, picture
-from fr_bench.rows import HEADER, Row, append_rows
+from fr_bench.rows import Row, append_rows, header
 from fr_bench.timing import Timing, interleave, ratio
 from fr_deploy.bundle import load_bundle, save_bundle
 from fr_deploy.errors import ModelError, UsageError
@@ -45,7 +45,7 @@ def test_the_last_line_is_one_json_document_and_the_rows_are_kept(
     assert json.loads(lines[1]) == document
     with (tmp_path / "restore.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == HEADER == [field.name for field in fields(Row)]
+    assert list(rows[0]) == header(Row) == [field.name for field in fields(Row)]
     assert [row["technique"] for row in rows] == ["fr-deploy", "plain diffusers"] * 2
     assert all(0 < float(row["best_ms"]) <= float(row["p50_ms"]) for row in rows)
     assert all(row["size"] == "64" for row in rows)

@@ -1,5 +1,8 @@
 """`fr-deploy bench`."""
 
+import json
+import os
+import sys
 from pathlib import Path
 
 import click
@@ -45,3 +48,70 @@ def restore(model: str, repeats: int, output: Path) -> None:
     click.echo(f"plain diffusers over fr-deploy: {result.ratio}; pictures {quality}")
     append_rows(output / "restore.csv", result.rows())
     click.echo(append_json(output / "restore.jsonl", result.document()))
+
+
+@bench.command()
+@click.option("--op", "ops", multiple=True, help="Repeatable [default: every op].")
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    type=click.Choice(("eager", "compile", "sdpa", "xformers")),
+    default=("eager", "compile", "sdpa"),
+    show_default=True,
+    help="Repeatable.",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(("fp16", "fp32")),
+    default=("fp16", "fp32"),
+    show_default=True,
+    help="Repeatable.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("benchmarks/results"),
+    show_default=True,
+    help="Folder to append kernels.csv and kernels.jsonl in; on a GPU alone.",
+)
+def kernels(
+    ops: tuple[str, ...], peers: tuple[str, ...], dtypes: tuple[str, ...], output: Path
+) -> None:
+    """Hold every kernel to its error budget, then time it against its peers.
+
+    On a CPU small shapes are checked and work is counted; times need a GPU. An op outside its budget
+    is not timed, and the exit code is 5.
+    """
+    _interpret_without_gpu()
+    from fr_bench.kernels import KernelRow, bench_kernels, known_ops, table_line, time_line
+    from fr_bench.rows import append_json, append_rows
+
+    wanted = known_ops(ops)
+    document, rows = bench_kernels(
+        wanted,
+        peers,
+        dtypes,
+        lambda checked: click.echo(table_line(checked)),
+        lambda row: click.echo(time_line(row)),
+    )
+    if rows:
+        append_rows(output / "kernels.csv", rows, KernelRow)
+        click.echo(append_json(output / "kernels.jsonl", document))
+        return
+    click.echo("no times: they need a GPU, and this machine has none that torch can use")
+    click.echo(json.dumps(document))
+
+
+def _interpret_without_gpu() -> None:
+    """Start again with Triton's interpreter on: it must be set before torch imports Triton."""
+    import torch
+
+    from fr_kernels.dispatch import interpreting
+
+    if not torch.cuda.is_available() and not interpreting():
+        environment = os.environ | {"TRITON_INTERPRET": "1"}
+        os.execve(sys.executable, [sys.executable, "-m", "fr_deploy", *sys.argv[1:]], environment)

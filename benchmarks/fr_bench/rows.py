@@ -32,21 +32,23 @@ class Row(Machine):
     """Largest difference to the reference technique's bytes, of 255."""
 
 
-HEADER = [field.name for field in fields(Row)]
+def header(kind: type[Machine]) -> list[str]:
+    """The columns of a kind of row."""
+    return [field.name for field in fields(kind)]
 
 
-def append_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Append to a CSV file, which is created with its header.
+def append_rows(path: Path, rows: Sequence[Machine], kind: type[Machine] = Row) -> None:
+    """Append rows of one kind to a CSV file, which is created with its header.
 
     Raises:
         UsageError: the file has another header, so it was written by another version.
     """
     new = not path.exists()
     if not new:
-        _check_header(path)
+        _check_header(path, header(kind))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, HEADER, lineterminator="\n")
+        writer = csv.DictWriter(file, header(kind), lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
@@ -61,11 +63,11 @@ def append_json(path: Path, document: dict[str, Any]) -> str:
     return line
 
 
-def _check_header(path: Path) -> None:
+def _check_header(path: Path, expected: list[str]) -> None:
     with path.open(newline="") as file:
-        header = next(csv.reader(file), [])
-    if header != HEADER:
-        unlike = sorted(set(header) ^ set(HEADER)) or "the order"
+        found = next(csv.reader(file), [])
+    if found != expected:
+        unlike = sorted(set(found) ^ set(expected)) or "the order"
         raise UsageError(
             f"{path} has other columns than this version writes ({unlike}); move it away: mv {path} {path}.old"
         )

@@ -61,7 +61,7 @@ class CodebookAdapter(nn.Module):
         return aligned
 
     def align(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """`forward`, and the int64 [B * H * W] indices of the codes used."""
+        """`forward`, and the int32 [B * H * W] indices of the codes used."""
         features = self.features(z)
         if features.requires_grad:
             codes, index = soft_lookup(features, self.codebook.weight, self.beta)

@@ -1,5 +1,23 @@
 """Ops that the models call; each folder is one op. Imports torch only."""
 
-from fr_kernels.codebook.op import nearest_code, soft_lookup
+from fr_kernels.boosthub_attention.op import boosthub_attention
+from fr_kernels.codebook.argmin import ArgminResult, differentiable_argmin
+from fr_kernels.codebook.op import IndexedCode, NearestCode, nearest_code, soft_lookup
+from fr_kernels.group_norm_silu.op import group_norm_silu
+from fr_kernels.phase_shuffle.op import phase_shuffle
+from fr_kernels.sdfm_gate.op import sdfm_gate
+from fr_kernels.sdfm_gate.reference import SdfmWeights
 
-__all__ = ["nearest_code", "soft_lookup"]
+__all__ = [
+    "ArgminResult",
+    "IndexedCode",
+    "NearestCode",
+    "SdfmWeights",
+    "boosthub_attention",
+    "differentiable_argmin",
+    "group_norm_silu",
+    "nearest_code",
+    "phase_shuffle",
+    "sdfm_gate",
+    "soft_lookup",
+]

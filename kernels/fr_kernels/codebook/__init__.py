@@ -1,1 +1,1 @@
-"""Codebook matching: the nearest code of each feature, and its gradient."""
+"""Codebook matching: the nearest code of each feature, its gradients, and the differentiable argmin."""

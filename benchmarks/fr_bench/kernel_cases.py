@@ -1,0 +1,198 @@
+"""What `fr-deploy bench kernels` runs: one case per op and shape, with the eager code it is held to."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fr_kernels
+from fr_kernels import SdfmWeights
+
+Inputs = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape.
+
+    `ours(*inputs, impl=...)` and every peer return what is compared; `eager` also runs in float64, as the oracle.
+    """
+
+    op: str
+    shape: str
+    inputs: Callable[[torch.device, torch.dtype], Inputs]
+    ours: Callable[..., Tensor]
+    eager: Callable[..., Tensor]
+    peers: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict[str, Any])
+    compared: Callable[..., Tensor] = lambda output, *_: output
+    """Of (output, *inputs): what must be near; the output itself unless it says otherwise."""
+    on_cpu: bool = False
+    """A small shape that a CPU checks in seconds; the others are for a GPU."""
+
+
+def cases() -> list[Case]:
+    """All cases, small ones first within each op."""
+    return [
+        *[_boosthub(*shape) for shape in ((1, 96, 2), (1, 4096, 5), (8, 4096, 5), (1, 1024, 10))],
+        *[_nearest(*shape) for shape in ((300, 128, 64), (4096, 1024, 256), (65536, 1024, 256))],
+        *[_soft(*shape) for shape in ((200, 64, 32), (4096, 1024, 256), (65536, 1024, 256))],
+        *[
+            _sdfm(*shape)
+            for shape in ((2, 21, 64), (1, 201, 1024), (8, 201, 1024), (1, 1029, 1024))
+        ],
+        *[
+            _group_norm(*shape)
+            for shape in ((2, 64, 16, 16), (1, 512, 64, 32), (1, 256, 256, 32), (1, 128, 512, 32))
+        ],
+        *[_phase(*shape) for shape in ((2, 8, 9), (1, 512, 128), (1, 256, 256))],
+    ]
+
+
+def _random(*shape: int) -> Callable[[torch.device, torch.dtype], Tensor]:
+    return lambda device, dtype: torch.randn(shape, device=device).to(dtype)
+
+
+def _boosthub(batch: int, rows: int, heads: int) -> Case:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return ((q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v).transpose(1, 2)
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
+
+        return memory_efficient_attention(q, k, v)
+
+    def two(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def both(*tensors: Tensor) -> Tensor:
+            own, hub = attention(*tensors[:3]), attention(*tensors[3:6])
+            return torch.stack([own, hub * tensors[6].to(hub.dtype)], 2)
+
+        return both
+
+    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
+        tensors = [_random(batch, rows, heads, 64)(device, dtype) for _ in range(6)]
+        return (
+            *tensors,
+            torch.tensor(0.7, device=device).to(torch.promote_types(dtype, torch.float32)),
+        )
+
+    shape = f"B={batch} L=S={rows} H={heads} D=64"
+    peers = {"sdpa": two(sdpa), "xformers": two(xformers)}
+    ours, small = fr_kernels.boosthub_attention, rows < 1024
+    return Case("boosthub_attention", shape, inputs, ours, two(attend), peers, on_cpu=small)
+
+
+def _codebook_inputs(n: int, k: int, d: int) -> Callable[[torch.device, torch.dtype], Inputs]:
+    return lambda device, dtype: (_random(n, d)(device, dtype), _random(k, d)(device, dtype))
+
+
+def _nearest(n: int, k: int, d: int) -> Case:
+    def eager(f: Tensor, c: Tensor) -> Tensor:
+        wide = torch.promote_types(f.dtype, torch.float32)
+        distances = c.to(wide).square().sum(1) - 2 * f.to(wide) @ c.to(wide).mT
+        return c[distances.argmin(1)]
+
+    def ours(f: Tensor, c: Tensor, impl: str) -> Tensor:
+        return fr_kernels.nearest_code(f, c, impl=impl).codes
+
+    def distance(codes: Tensor, f: Tensor, c: Tensor) -> Tensor:
+        """A tie may be broken either way; the distance may not be larger."""
+        del c
+        return (f.double() - codes.double()).square().sum(1)
+
+    shape = f"N={n} K={k} D={d}"
+    inputs = _codebook_inputs(n, k, d)
+    return Case("nearest_code", shape, inputs, ours, eager, compared=distance, on_cpu=n < 1024)
+
+
+def _soft(n: int, k: int, d: int) -> Case:
+    beta = 0.5 / d
+
+    def eager(f: Tensor, c: Tensor) -> Tensor:
+        f = f.detach().requires_grad_()
+        wide = torch.promote_types(f.dtype, torch.float32)
+        a, b = f.to(wide), c.to(wide)
+        weights = (2 * beta * a @ b.mT - beta * b.square().sum(1)).softmax(1)
+        (grad,) = torch.autograd.grad((weights @ b).to(f.dtype), f, torch.ones_like(f))
+        return grad
+
+    def ours(f: Tensor, c: Tensor, impl: str) -> Tensor:
+        f = f.detach().requires_grad_()
+        codes = fr_kernels.soft_lookup(f, c, beta, impl=impl).codes
+        (grad,) = torch.autograd.grad(codes, f, torch.ones_like(f))
+        return grad
+
+    shape = f"N={n} K={k} D={d} embed, forward and backward to f"
+    return Case("soft_lookup", shape, _codebook_inputs(n, k, d), ours, eager, on_cpu=n < 1024)
+
+
+def _sdfm(batch: int, tokens: int, width: int) -> Case:
+    hidden = width // 2
+
+    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
+        def made(*shape: int) -> Tensor:
+            return (_random(*shape)(device, torch.float32) * shape[-1] ** -0.5).to(dtype)
+
+        channel = (made(hidden, 3 * width), made(hidden), made(width, hidden), made(width))
+        token = (made(hidden, 3 * width), made(hidden), made(1, hidden), made(1))
+        features = [_random(batch, tokens, width)(device, dtype) for _ in range(2)]
+        return (*features, 1 + made(width), made(width), *channel, *token)
+
+    def eager(f_sr: Tensor, f_lr: Tensor, *tensors: Tensor) -> Tensor:
+        w = SdfmWeights(*tensors)
+        a, b = (F.layer_norm(f, f.shape[-1:], w.norm_weight, w.norm_bias) for f in (f_sr, f_lr))
+        all3 = torch.cat([a, b, (a - b).abs()], -1)
+        pooled = F.silu(F.linear(all3.mean(1, keepdim=True), w.channel_w1, w.channel_b1))
+        channel = F.linear(pooled, w.channel_w2, w.channel_b2).sigmoid()
+        token = F.silu(F.linear(all3, w.token_w1, w.token_b1))
+        token = F.linear(token, w.token_w2, w.token_b2).sigmoid()
+        gate = (token * channel).to(torch.promote_types(a.dtype, torch.float32))
+        gate = gate.clamp(1e-6, 1 - 1e-6)
+        return (gate * a + (1 - gate) * b).to(a.dtype)
+
+    def ours(f_sr: Tensor, f_lr: Tensor, *tensors: Tensor, impl: str) -> Tensor:
+        return fr_kernels.sdfm_gate(f_sr, f_lr, SdfmWeights(*tensors), impl=impl)
+
+    shape = f"B={batch} N={tokens} C={width}"
+    return Case("sdfm_gate", shape, inputs, ours, eager, on_cpu=width < 384)
+
+
+def _group_norm(batch: int, channels: int, side: int, groups: int) -> Case:
+    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
+        x = _random(batch, channels, side, side)(device, dtype)
+        x = x.to(memory_format=torch.channels_last)
+        return x, _random(channels)(device, dtype), _random(channels)(device, dtype)
+
+    def eager(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.silu(F.group_norm(x, groups, w, b, 1e-6))
+
+    def ours(x: Tensor, w: Tensor, b: Tensor, impl: str) -> Tensor:
+        return fr_kernels.group_norm_silu(x, w, b, groups, impl=impl).y
+
+    shape = f"[{batch}, {channels}, {side}, {side}] groups {groups}"
+    return Case("group_norm_silu", shape, inputs, ours, eager, on_cpu=side < 64)
+
+
+def _phase(batch: int, channels: int, side: int) -> Case:
+    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
+        y = _random(batch, 4 * channels, side + 1, side + 1)(device, dtype)
+        return (y.to(memory_format=torch.channels_last),)
+
+    def eager(y: Tensor) -> Tensor:
+        n = y.shape[-1] - 1
+        shifts = ((0, 0), (0, 1), (1, 0), (1, 1))
+        parts = [
+            p[:, :, i : i + n, j : j + n] for p, (i, j) in zip(y.chunk(4, 1), shifts, strict=True)
+        ]
+        return F.pixel_shuffle(torch.stack(parts, 2).flatten(1, 2), 2)
+
+    shape = f"[{batch}, {4 * channels}, {side + 1}, {side + 1}]"
+    ours, small = fr_kernels.phase_shuffle, side < 64
+    return Case("phase_shuffle", shape, inputs, ours, eager, on_cpu=small)

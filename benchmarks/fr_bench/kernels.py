@@ -1,0 +1,269 @@
+"""`fr-deploy bench kernels`: every op against float64 and eager code first, then, on a GPU, against peers in time."""
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from fr_bench.gpu import Ceilings, gpu_name, measure_ceilings, time_on_gpu
+from fr_bench.kernel_cases import Case, Inputs, cases
+from fr_bench.machine import Machine, this_machine
+from fr_bench.timing import Timing
+from fr_deploy.errors import ModelError, UsageError
+from fr_kernels.budget import budget
+from fr_kernels.dispatch import declared_launches, interpreting
+
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a case without a clock."""
+
+    op: str
+    impl: str
+    """"triton" on a GPU; on a CPU also "reference", and the kernels are interpreted."""
+    shape: str
+    dtype: str
+    error: float
+    """Largest absolute error against float64."""
+    allowed: float
+    flops: int
+    bytes: int
+    """Inputs read once and outputs written once."""
+    launches: int
+    registers: int | None
+    """Most of any of the op's kernels on sm_90, from the ahead-of-time table; None outside a checkout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelRow(Machine):
+    """One technique at one shape on a GPU; the order of the fields is the header of the CSV file."""
+
+    date: str
+    gpu: str
+    op: str
+    shape: str
+    dtype: str
+    technique: str
+    repeats: int
+    p20_us: float
+    p50_us: float
+    p80_us: float
+    gb_per_s: float
+    tflop_per_s: float
+    copy_gb_per_s: float
+    """Measured in the same run, as is the next."""
+    matmul_tflop_per_s: float
+    error: float
+    allowed: float
+
+
+def known_ops(wanted: Sequence[str]) -> list[str]:
+    """The ops to run: those wanted, or all.
+
+    Raises:
+        UsageError: one of them does not exist.
+    """
+    every = sorted({case.op for case in cases()})
+    if unknown := sorted(set(wanted) - set(every)):
+        raise UsageError(f"no op {', '.join(unknown)}; there are: {', '.join(every)}")
+    return list(wanted) or every
+
+
+def table_line(checked: Checked) -> str:
+    """One line for a reader: error, work, launches, registers."""
+    registers = "?" if checked.registers is None else checked.registers
+    return (
+        f"{checked.op:<19} {checked.impl:<9} {checked.dtype} {checked.shape:<50} "
+        f"error {checked.error:.2e} of {checked.allowed:.2e}  "
+        f"{checked.flops / 1e6:10.2f} MFLOP {checked.bytes / 1e6:8.2f} MB  launches {checked.launches}  "
+        f"registers {registers}"
+    )
+
+
+def time_line(row: KernelRow) -> str:
+    """One line for a reader: times, rates beside the ceilings."""
+    return (
+        f"    {row.technique:<11} p50 {row.p50_us:10.1f} us (p20 {row.p20_us:.1f}, p80 {row.p80_us:.1f})  "
+        f"{row.gb_per_s:8.1f} of {row.copy_gb_per_s} GB/s  {row.tflop_per_s:7.2f} of {row.matmul_tflop_per_s} TFLOP/s"
+    )
+
+
+def check(case: Case, impl: str, dtype: str, device: torch.device) -> tuple[Checked, Inputs]:
+    """Hold one implementation to its error budget on this device, and count its work.
+
+    Raises:
+        ModelError: the error is above the budget; nothing may be timed.
+    """
+    torch.manual_seed(0)
+    inputs = case.inputs(device, DTYPES[dtype])
+    got = case.ours(*inputs, impl=impl)
+    exact_inputs = _in_double(inputs)
+    kept = budget(
+        _compared(case, got, inputs),
+        _compared(case, case.eager(*inputs), inputs),
+        case.compared(case.eager(*exact_inputs), *exact_inputs),
+    )
+    if not kept.kept:
+        raise ModelError(
+            f"{case.op} ({impl}) {case.shape} {dtype}: error {kept.error:.3g} against float64, allowed "
+            f"{kept.allowed:.3g}. Nothing was timed"
+        )
+    moved = sum(t.nbytes for t in (*inputs, got) if isinstance(t, Tensor))
+    launches = declared_launches(case.op, *inputs)
+    checked = Checked(
+        op=case.op,
+        impl=impl,
+        shape=case.shape,
+        dtype=dtype,
+        error=kept.error,
+        allowed=kept.allowed,
+        flops=_flops(case, inputs),
+        bytes=moved,
+        launches=launches,
+        registers=_registers(case.op),
+    )
+    return checked, inputs
+
+
+def _compared(case: Case, output: Tensor, inputs: Inputs) -> Tensor:
+    compared = case.compared(output, *inputs)
+    # A measure of the output (a distance) is held to float32, in which the contract has it computed.
+    return compared.float() if compared.dtype == torch.float64 else compared
+
+
+def _in_double(inputs: Inputs) -> Inputs:
+    return tree_map(lambda t: t.double() if isinstance(t, Tensor) else t, inputs)
+
+
+def _flops(case: Case, inputs: Inputs) -> int:
+    with FlopCounterMode(display=False) as counter:
+        case.ours(*inputs, impl="reference")
+    return int(counter.get_total_flops())
+
+
+def _registers(op: str) -> int | None:
+    table = Path(__file__).parents[2] / "kernels" / "aot.csv"
+    if not table.exists():
+        return None
+    folder = "codebook" if op in ("nearest_code", "soft_lookup") else op
+    with table.open() as file:
+        rows = [r for r in csv.DictReader(file) if r["op"] == folder and r["sm"] == "90"]
+    return max((int(row["registers"]) for row in rows), default=None)
+
+
+def techniques(case: Case, peers: Sequence[str]) -> dict[str, Callable[..., Tensor]]:
+    """Ours and the peers asked for that this case has, by name."""
+    calls: dict[str, Callable[..., Tensor]] = {
+        "fr_kernels": lambda *inputs: case.ours(*inputs, impl="triton")
+    }
+    if "eager" in peers:
+        calls["eager"] = case.eager
+    if "compile" in peers:
+        calls["compile"] = torch.compile(case.eager, mode="max-autotune-no-cudagraphs")
+    return calls | {name: call for name, call in case.peers.items() if name in peers}
+
+
+def time_case(
+    case: Case, checked: Checked, inputs: Inputs, peers: Sequence[str], ceilings: Ceilings
+) -> list[KernelRow]:
+    """One row per technique, timed in turns with a cold L2; on the GPU of the inputs."""
+    machine, date = this_machine(), datetime.now(UTC).isoformat(timespec="seconds")
+    calls = {
+        name: (lambda call=call: call(*inputs)) for name, call in techniques(case, peers).items()
+    }
+    gpu = gpu_name(inputs[0].device)
+    return [
+        _row(machine, date, gpu, checked, name, timing, ceilings)
+        for name, timing in time_on_gpu(calls).items()
+    ]
+
+
+def _row(
+    machine: Machine,
+    date: str,
+    gpu: str,
+    checked: Checked,
+    technique: str,
+    timing: Timing,
+    ceilings: Ceilings,
+) -> KernelRow:
+    p20, p50, p80 = (timing.milliseconds(p) * 1e3 for p in (20, 50, 80))
+    known = {k: v for k, v in asdict(checked).items() if k in KernelRow.__dataclass_fields__}
+    return KernelRow(
+        **asdict(machine),
+        **known,
+        **ceilings._asdict(),
+        date=date,
+        gpu=gpu,
+        technique=technique,
+        repeats=len(timing.samples),
+        p20_us=round(p20, 2),
+        p50_us=round(p50, 2),
+        p80_us=round(p80, 2),
+        gb_per_s=round(checked.bytes / p50 / 1e3, 1),
+        tflop_per_s=round(checked.flops / p50 / 1e6, 2),
+    )
+
+
+def bench_kernels(
+    wanted: Sequence[str],
+    peers: Sequence[str],
+    dtypes: Sequence[str],
+    on_checked: Callable[[Checked], None],
+    on_row: Callable[[KernelRow], None],
+) -> tuple[dict[str, Any], list[KernelRow]]:
+    """Check every case; where a GPU is, time it too. Returns the whole run as plain JSON values, and the rows.
+
+    Raises:
+        UsageError: a peer was asked for that is not installed.
+        ModelError: an op is outside its error budget.
+    """
+    if "xformers" in peers:
+        _need_xformers()
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    ceilings = measure_ceilings() if on_gpu else None
+    done: list[Checked] = []
+    rows: list[KernelRow] = []
+    for case in cases():
+        if case.op not in wanted or (not on_gpu and not case.on_cpu):
+            continue
+        for dtype, impl in product(dtypes, _implementations(on_gpu)):
+            checked, inputs = check(case, impl, dtype, device)
+            done.append(checked)
+            on_checked(checked)
+            if ceilings is not None:
+                new = time_case(case, checked, inputs, peers, ceilings)
+                rows += new
+                for row in new:
+                    on_row(row)
+    document = {
+        "benchmark": "kernels",
+        "device": gpu_name(device) if on_gpu else "cpu",
+        "checked": [asdict(c) for c in done],
+        "rows": [asdict(row) for row in rows],
+        "machine": asdict(this_machine()),
+    }
+    return document, rows
+
+
+def _implementations(on_gpu: bool) -> tuple[str, ...]:
+    if on_gpu:
+        return ("triton",)
+    return ("reference", "triton") if interpreting() and find_spec("triton") else ("reference",)
+
+
+def _need_xformers() -> None:
+    if find_spec("xformers") is None:
+        raise UsageError('peer "xformers" is not installed: pip install "fr-deploy[gpu]"')

@@ -1,0 +1,1 @@
+"""The shifted pixel shuffle behind a folded nearest-2x upsample."""

@@ -1,0 +1,1 @@
+"""The gate that fuses two streams of face features (HDRFace)."""

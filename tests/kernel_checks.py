@@ -1,0 +1,81 @@
+"""What every kernel test asks: error budget, poisoned memory, launches, operator contract."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fr_kernels.budget import budget
+from fr_kernels.launch import launches_made, launching
+
+DTYPES = (torch.float32, torch.float16)  # the interpreter's bf16 dot returns garbage
+
+
+def within_budget(got: Tensor, eager: Tensor, exact: Tensor) -> None:
+    """`fr_kernels.budget` is kept."""
+    result = budget(got, eager, exact)
+    assert result.kept, result
+
+
+@contextmanager
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Fresh memory is NaN (floats) or the largest value (integers): what a kernel forgets to write shows."""
+
+    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            out = make(*args, **kwargs)
+            worst = float("nan") if out.is_floating_point() else torch.iinfo(out.dtype).max
+            return out.fill_(worst)
+
+        return made
+
+    with monkeypatch.context() as patch:
+        for name in ("empty", "empty_like", "empty_strided"):
+            patch.setattr(torch, name, poison(getattr(torch, name)))
+        for name in ("new_empty", "new_empty_strided"):
+            patch.setattr(Tensor, name, poison(getattr(Tensor, name)))
+        yield
+
+
+# Shapes, strides and bare memory: no launch.
+_FREE = {
+    "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "select",
+    "slice", "split", "split_with_sizes", "chunk", "unflatten", "flatten", "alias", "detach", "as_strided", "unbind",
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_reshape_alias", "movedim", "narrow",
+}  # fmt: skip
+
+
+class _Aten(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if func.namespace == "aten" and name not in _FREE and not launching():
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def launches(call: Callable[[], object]) -> list[str]:
+    """Names of all launches `call` would make on a GPU: Triton kernels and torch's own operations.
+
+    Call the implementation's function (`triton_impl.f`): under the op itself nothing is seen.
+    """
+    with launches_made() as kernels, _Aten() as aten:
+        call()
+    return [*kernels, *aten.names]
+
+
+def check_operator(op: Any, *args: Any) -> None:
+    """torch.library.opcheck: schema, fake, autograd registration, and AOT dispatch."""
+    torch.library.opcheck(op, args)
+
+
+def compiles_whole(function: Callable[..., Any], *args: Any) -> Any:
+    """The result under torch.compile(fullgraph=True); any graph break raises."""
+    return torch.compile(function, fullgraph=True, backend="aot_eager")(*args)

@@ -1,0 +1,67 @@
+"""`fr-deploy bench kernels` on a CPU: errors and counts, no times; an op outside its budget stops the run."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from fr_bench import kernels
+from fr_bench.cli import bench
+from fr_bench.kernel_cases import Case, cases
+from fr_deploy.errors import ModelError, UsageError
+from fr_kernels.budget import budget
+from fr_kernels.dispatch import ops_with_launches
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(bench, ["kernels", *arguments])
+
+
+def test_a_cpu_checks_and_counts_but_gives_no_time() -> None:
+    done = run("--op", "phase_shuffle", "--op", "nearest_code", "--dtype", "fp32")
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert "they need a GPU" in lines[-2]
+    document = json.loads(lines[-1])
+    assert document["rows"] == []
+    checked = {(c["op"], c["impl"]): c for c in document["checked"]}
+    ops = ("nearest_code", "phase_shuffle")
+    assert set(checked) == {(op, impl) for op in ops for impl in ("reference", "triton")}
+    assert checked["nearest_code", "triton"]["flops"] == 2 * 300 * 128 * 64
+    assert checked["phase_shuffle", "triton"]["bytes"] == 4 * (2 * 32 * 10 * 10 + 2 * 8 * 18 * 18)
+
+
+def test_every_case_has_a_small_shape_and_declared_launches() -> None:
+    small = {case.op for case in cases() if case.on_cpu}
+    assert small == {case.op for case in cases()} <= set(ops_with_launches())
+
+
+def _wrong(case: Case) -> Case:
+    return replace(case, ours=lambda *inputs, impl: case.ours(*inputs, impl=impl) * 1.01)
+
+
+def test_an_op_outside_its_budget_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in cases() if case.op == "phase_shuffle" and case.on_cpu)
+    monkeypatch.setattr(kernels, "cases", lambda: [_wrong(case)])
+    with pytest.raises(ModelError, match="Nothing was timed"):
+        kernels.bench_kernels(
+            ["phase_shuffle"], ("eager",), ("fp32",), lambda _: None, lambda _: None
+        )
+
+
+def test_unknown_op() -> None:
+    with pytest.raises(UsageError, match=r"no op nothing; there are: .*sdfm_gate"):
+        kernels.known_ops(["nothing"])
+
+
+def test_the_budget_sees_an_error_and_a_nan() -> None:
+    exact = torch.linspace(-3, 3, 100, dtype=torch.float64)
+    eager = exact.half()
+    assert budget(eager, eager, exact).kept
+    assert not budget(eager * 1.01, eager, exact).kept
+    assert not budget(eager.where(eager > -2, torch.nan), eager, exact).kept
+    assert budget(eager[:0], eager[:0], exact[:0]).kept
+    with pytest.raises(ValueError, match="one dtype"):
+        budget(exact.float(), eager, exact)

@@ -1,0 +1,69 @@
+"""Which implementation runs: an explicit request never falls back, `auto` says why, and torch alone is enough."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fr_kernels import dispatch
+from fr_kernels.dispatch import Impl, KernelUnavailableError, resolve
+
+CPU = (torch.zeros(1),)
+
+
+def test_auto_on_a_cpu_is_the_reference_and_says_so_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_said", set())
+    with caplog.at_level(logging.INFO, logger="fr_kernels"):
+        for _ in range(3):
+            assert resolve("op_a", "auto", CPU, (Impl.TRITON,)) is Impl.REFERENCE
+    assert [record.getMessage() for record in caplog.records] == [
+        "op_a runs reference: not triton: the tensors are on cpu, not on a GPU"
+    ]
+
+
+def test_auto_is_never_the_interpreter() -> None:
+    assert dispatch.interpreting()
+    assert resolve("op_b", "auto", CPU, (Impl.TRITON,)) is Impl.REFERENCE
+    assert resolve("op_b", "triton", CPU, (Impl.TRITON,)) is Impl.TRITON
+
+
+def test_explicit_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ValueError, match="impl of op_c is 'fast'; allowed: 'auto', 'reference', 'triton'"
+    ):
+        resolve("op_c", "fast", CPU, (Impl.TRITON,))
+    with pytest.raises(ValueError, match=r"allowed: 'auto', 'reference'$"):
+        resolve("op_c", "triton", CPU, ())
+    with pytest.raises(KernelUnavailableError, match="head dimension 7"):
+        resolve("op_c", "triton", CPU, (Impl.TRITON,), unfit="its head dimension 7 is not served")
+    assert resolve("op_c", "reference", CPU, ()) is Impl.REFERENCE
+    monkeypatch.setattr(dispatch, "_has", lambda _: False)
+    with pytest.raises(KernelUnavailableError, match="pip install triton"):
+        resolve("op_c", "triton", CPU, (Impl.TRITON,))
+    with pytest.raises(KernelUnavailableError, match=r'pip install "fr-deploy\[gpu\]"'):
+        resolve("op_c", "cuda", CPU, (Impl.CUDA,))
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None  # importing it raises ImportError
+import torch, fr_kernels
+for name in fr_kernels.__all__:
+    getattr(fr_kernels, name)
+y = torch.randn(1, 8, 3, 3)
+assert fr_kernels.phase_shuffle(y).shape == (1, 2, 4, 4)
+f, c = torch.randn(5, 4), torch.randn(7, 4)
+assert fr_kernels.nearest_code(f, c).codes.shape == (5, 4)
+print("ran")
+"""
+
+
+def test_torch_alone_is_enough() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "ran", done.stderr
