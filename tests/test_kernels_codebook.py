@@ -172,7 +172,7 @@ def test_gradcheck() -> None:
 def test_many_parts_and_steps_of_the_codebooks_gradient(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One part of many steps must give the sum of many parts of one step; two runs are bitwise equal."""
+    """However the features are split into parts and steps, the sum is the same; two runs are bitwise equal."""
     inputs = data((150, 40, 16), torch.float16)
     grad = torch.randn(150, 16) if mode != "index" else torch.randn(150)
 
@@ -181,15 +181,17 @@ def test_many_parts_and_steps_of_the_codebooks_gradient(
 
     many, again = run(), run()
     assert all(torch.equal(a, b) for a, b in zip(many, again, strict=True))
-    monkeypatch.setattr(triton_backward, "PROGRAMS", 1)
-    assert (
-        triton_backward.split(150, 40, triton_backward.settings("codes", False, 16, grad.device))[1]
-        == 1
-    )
-    one = run()
-    assert torch.equal(many[0], one[0])
+    kernel = "chosen" if mode == "ste" else "codes"
+    settings = triton_backward.settings(kernel, False, 16, grad.device)
+    splits = {triton_backward.split(150, 40, settings)}
     band = torch.finfo(torch.float16).eps * many[1].abs().max()
-    assert (many[1] - one[1]).abs().max() <= band
+    for programs in (1, 2, 4):
+        monkeypatch.setattr(triton_backward, "PROGRAMS", programs)
+        splits.add(triton_backward.split(150, 40, settings))
+        other = run()
+        assert torch.equal(many[0], other[0])
+        assert (many[1] - other[1]).abs().max() <= band
+    assert splits == {(1, 3), (2, 2), (4, 1)}
 
 
 def test_the_tiles_of_large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +244,16 @@ def test_extreme_values_stay_finite(impl: str) -> None:
             # e^-gap multiplies the rounding of the distances.
             slack = torch.finfo(torch.float32).eps * (2 + 2 * gap)
             assert (ours - exact).abs().max() <= slack * exact.abs().max() + 1e-37
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_code_that_is_nan_is_never_chosen(impl: str) -> None:
+    features, codebook = (t.detach() for t in data((40, 70, 16)))
+    expected = nearest_code(features, codebook[1:], impl=impl).indices + 1
+    codebook[0] = float("nan")
+    assert torch.equal(nearest_code(features, codebook, impl=impl).indices, expected)
+    soft = soft_lookup(features, codebook, 1.0, impl=impl)
+    assert torch.equal(soft.indices, expected)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

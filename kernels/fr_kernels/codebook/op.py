@@ -221,7 +221,8 @@ def nearest_code(features: Tensor, codebook: Tensor, *, impl: str = "auto") -> N
         impl: "auto", "reference" or "triton" (D at most 256, no float64).
 
     Returns:
-        The codes and their indices. A feature that is not finite gets some code.
+        The codes and their indices. A feature that is not finite gets some code; a code that is NaN is never chosen
+        while another can be.
 
     Raises:
         ValueError: the shapes or dtypes do not fit.

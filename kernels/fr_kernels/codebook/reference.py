@@ -34,7 +34,7 @@ def distances(features: Tensor, codebook: Tensor) -> Tensor:
 
 def nearest_index(features: Tensor, codebook: Tensor) -> Tensor:
     """The index of the nearest code, ties to the lowest: [N, D], [K, D] -> int32 [N]."""
-    return distances(features, codebook).argmin(1).int()
+    return _less_nan(distances(features, codebook)).argmin(1).int()
 
 
 def nearest_code(features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ def soft_lookup(
 def _soft_lookup(
     features: Tensor, codebook: Tensor, beta: float, indexed: bool
 ) -> tuple[Tensor, Tensor]:
-    d = distances(features, codebook)
+    d = _less_nan(distances(features, codebook))
     index = d.argmin(1, keepdim=True)
     best = d.gather(1, index)
     parts = (beta * (best - d)).exp()
@@ -137,6 +137,11 @@ def differentiable_argmin_backward(grad: Tensor, x: Tensor, beta: float) -> Tens
     lead = (weights * steps).sum(-1, keepdim=True)
     out = grad[..., None].to(dtype) * -beta * weights * (steps - lead)
     return out.to(x.dtype).contiguous()
+
+
+def _less_nan(d: Tensor) -> Tensor:
+    """NaN as infinity, so that it is never the least."""
+    return d.masked_fill_(d.isnan(), float("inf"))
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:

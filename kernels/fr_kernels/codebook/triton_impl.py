@@ -14,7 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from fr_kernels.codebook import triton_argmin, triton_backward
-from fr_kernels.codebook.triton_tiles import products, row_tile, settings, sizes, squared_norms
+from fr_kernels.codebook.triton_tiles import (
+    norms_form,
+    products,
+    row_tile,
+    settings,
+    sizes,
+    squared_norms,
+)
 from fr_kernels.launch import Specialization, launch
 
 LARGE = 16384  # features: 128 programs of 128
