@@ -33,6 +33,12 @@ def test_a_cpu_checks_and_counts_but_gives_no_time() -> None:
     assert checked["phase_shuffle", "triton"]["bytes"] == 4 * (2 * 32 * 10 * 10 + 2 * 8 * 18 * 18)
 
 
+def test_a_case_that_runs_its_backward_counts_its_launches() -> None:
+    case = next(case for case in cases() if case.op == "soft_lookup" and case.on_cpu)
+    checked, _ = kernels.check(case, "reference", "fp32", torch.device("cpu"))
+    assert checked.launches == 2 + 4
+
+
 def test_every_case_has_a_small_shape_and_declared_launches() -> None:
     small = {case.op for case in cases() if case.on_cpu}
     assert small == {case.op for case in cases()} <= set(ops_with_launches())

@@ -29,6 +29,8 @@ class Case:
     peers: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict[str, Any])
     compared: Callable[..., Tensor] = lambda output, *_: output
     """Of (output, *inputs): what must be near; the output itself unless it says otherwise."""
+    backward: str = ""
+    """Name of the backward op where `ours` runs it too, so that its launches count."""
     on_cpu: bool = False
     """A small shape that a CPU checks in seconds; the others are for a GPU."""
 
@@ -130,7 +132,9 @@ def _soft(n: int, k: int, d: int) -> Case:
         return grad
 
     shape = f"N={n} K={k} D={d} embed, forward and backward to f"
-    return Case("soft_lookup", shape, _codebook_inputs(n, k, d), ours, eager, on_cpu=n < 1024)
+    inputs, small = _codebook_inputs(n, k, d), n < 1024
+    backward = "soft_lookup_backward"
+    return Case("soft_lookup", shape, inputs, ours, eager, backward=backward, on_cpu=small)
 
 
 def _sdfm(batch: int, tokens: int, width: int) -> Case:

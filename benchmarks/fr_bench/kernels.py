@@ -120,7 +120,8 @@ def check(case: Case, impl: str, dtype: str, device: torch.device) -> tuple[Chec
             f"{kept.allowed:.3g}. Nothing was timed"
         )
     moved = sum(t.nbytes for t in (*inputs, got) if isinstance(t, Tensor))
-    launches = declared_launches(case.op, *inputs)
+    run = (case.op, case.backward) if case.backward else (case.op,)
+    launches = sum(declared_launches(op, *inputs) for op in run)
     checked = Checked(
         op=case.op,
         impl=impl,

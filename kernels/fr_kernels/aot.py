@@ -151,13 +151,7 @@ def rows(
     ops: list[str], architectures: tuple[int, ...], jobs: int
 ) -> Iterator[tuple[Row, Specialization]]:
     """Every row of these ops and architectures, in order; `jobs` processes compile."""
-    wanted = [
-        (op, spec, sm)
-        for op in ops
-        for spec in specializations(op)
-        for sm in architectures
-        if sm >= spec.least_sm and (not spec.only_sm or sm in spec.only_sm)
-    ]
+    wanted = [(op, spec, sm) for op in ops for spec in specializations(op) for sm in architectures]
     # Spawned: a process that has started torch's threads cannot fork safely.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         made = pool.map(_report_by_name, [(op, spec.name, sm) for op, spec, sm in wanted])

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,10 @@ class Specialization:
     """Integer arguments divisible by 16 at the named sizes; pointers always are."""
     matrix: bool = False
     """Whether it must contain matrix instructions (a dot of 16-bit inputs)."""
-    least_sm: int = 80
-    only_sm: tuple[int, ...] = field(default=())
-    """Compiled for these architectures alone; empty = all."""
 
 
 def tuned(op: str, key: str, default: Settings, device: torch.device) -> Settings:
-    """The settings measured best on this GPU (`configs/<gpu>.json`, written by `python -m fr_kernels.tune`).
+    """The settings measured best on this GPU, from `configs/<gpu>.json`; nothing is measured yet, so none exists.
 
     Args:
         op: the op's name.
