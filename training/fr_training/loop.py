@@ -19,6 +19,7 @@ from fr_deploy.models.lafr import LafrModel, StaticTime
 from fr_deploy.models.presets import PRESETS
 from fr_training.data import Batch, batches
 from fr_training.faces import FaceCorpus
+from fr_training.precision import autocast, memory_format
 from fr_training.presets import RECIPES, Recipe
 from fr_training.stages import STAGES, Stage
 
@@ -60,7 +61,7 @@ def fit(recipe: Recipe, options: RunOptions, report: Callable[[str], None] = pri
         _load_stage_before(model, recipe, options.out)
     else:
         _load_start(model, options.start)
-    model.to(device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
+    model.to(device, memory_format=memory_format(device)).train()  # pyright: ignore[reportCallIssue]
     stage = STAGES[recipe.stage](model, recipe, device)
     state = _State(stage, recipe)
     state.resume(folder / "last.pt")
@@ -90,7 +91,7 @@ def _train_step(state: "_State", batch: Batch) -> tuple[dict[str, float], Tensor
     stage, recipe = state.stage, state.recipe
     progress = state.images / recipe.images
     state.set_lr(recipe.lr * _schedule(state.images, recipe))
-    with _half_where_fast(stage.device):
+    with autocast(stage.device):
         losses = stage.loss(batch, progress)
     state.optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
@@ -100,19 +101,13 @@ def _train_step(state: "_State", batch: Batch) -> tuple[dict[str, float], Tensor
     state.optimizer.step()
     parts = {**losses.parts, "loss": losses.total, "grad_norm": norm}
     if state.optimizer_d is not None and losses.image is not None and progress > 0.2:
-        with _half_where_fast(stage.device):
+        with autocast(stage.device):
             parts["discriminator"] = stage.discriminator_loss(batch.clean, losses.image)
         state.optimizer_d.zero_grad(set_to_none=True)
         parts["discriminator"].backward()
         state.optimizer_d.step()
     state.average_step()
     return {key: float(value.detach()) for key, value in parts.items()}, losses.image
-
-
-def _half_where_fast(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast, but not on a CPU that must emulate it: AVX2 convolves at 12 GFLOP/s so, at 142 in float32."""
-    native = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
-    return torch.autocast(device.type, torch.bfloat16, enabled=native)
 
 
 def _schedule(images: int, recipe: Recipe) -> float:
