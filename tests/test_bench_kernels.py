@@ -9,7 +9,9 @@ from click.testing import CliRunner, Result
 
 from fr_bench import kernels
 from fr_bench.cli import bench
+from fr_bench.gpu import Ceilings
 from fr_bench.kernel_cases import Case, cases
+from fr_bench.timing import Timing
 from fr_deploy.errors import ModelError, UsageError
 from fr_kernels.budget import budget
 from fr_kernels.dispatch import ops_with_launches
@@ -26,7 +28,9 @@ def test_a_cpu_checks_and_counts_but_gives_no_time() -> None:
     assert "they need a GPU" in lines[-2]
     document = json.loads(lines[-1])
     assert document["rows"] == []
-    checked = {(c["op"], c["impl"]): c for c in document["checked"]}
+    checked = {
+        (c["op"], c["impl"]): c for c in document["checked"] if not c["shape"].endswith("backward")
+    }
     ops = ("nearest_code", "phase_shuffle")
     assert set(checked) == {(op, impl) for op in ops for impl in ("reference", "triton")}
     assert checked["nearest_code", "triton"]["flops"] == 2 * 300 * 128 * 64
@@ -37,6 +41,34 @@ def test_a_case_that_runs_its_backward_counts_its_launches() -> None:
     case = next(case for case in cases() if case.op == "soft_lookup" and case.on_cpu)
     checked, _ = kernels.check(case, "reference", "fp32", torch.device("cpu"))
     assert checked.launches == 2 + 4
+
+
+def test_training_cases_hold_every_gradient_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in cases() if case.op == "sdfm_gate" and case.backward)
+    inputs = case.inputs(torch.device("cpu"), torch.float32)
+    gradients = case.ours(*inputs, impl="reference")
+    assert [g.shape for g in gradients] == [t.shape for t in inputs]
+    spoilt = replace(
+        case, ours=lambda *i, impl: (*case.ours(*i, impl=impl)[:-1], torch.zeros_like(i[-1]))
+    )
+    with pytest.raises(ModelError, match="forward and backward fp32"):
+        kernels.check(spoilt, "reference", "fp32", torch.device("cpu"))
+
+
+def test_rows_say_rates_beside_the_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With times that a GPU did not make: 1 ms ours, 2 ms eager."""
+    case = next(case for case in cases() if case.op == "phase_shuffle" and case.on_cpu)
+    checked, inputs = kernels.check(case, "reference", "fp32", torch.device("cpu"))
+    monkeypatch.setattr(kernels, "gpu_name", lambda _: "a GPU")
+    times = {"fr_kernels": 1e-3, "eager": 2e-3}
+    monkeypatch.setattr(
+        kernels, "time_on_gpu", lambda calls: {name: Timing((times[name],) * 3) for name in calls}
+    )
+    ours, eager = kernels.time_case(case, checked, inputs, ("eager",), Ceilings(4000.0, 700.0))
+    assert (ours.technique, eager.technique, ours.repeats) == ("fr_kernels", "eager", 3)
+    assert (ours.p50_us, eager.p50_us) == (1000, 2000)
+    assert ours.gb_per_s == round(checked.bytes / 1e-3 / 1e9, 1)
+    assert "of 4000.0 GB/s" in kernels.time_line(ours)
 
 
 def test_every_case_has_a_small_shape_and_declared_launches() -> None:

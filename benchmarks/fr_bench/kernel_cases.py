@@ -1,7 +1,7 @@
 """What `fr-deploy bench kernels` runs: one case per op and shape, with the eager code it is held to."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import fr_kernels
 from fr_kernels import SdfmWeights
 
 Inputs = tuple[Any, ...]
+Outputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,15 @@ class Case:
     """One op at one shape.
 
     `ours(*inputs, impl=...)` and every peer return what is compared; `eager` also runs in float64, as the oracle.
+    A result of several tensors is a tuple, and each is held to the budget.
     """
 
     op: str
     shape: str
     inputs: Callable[[torch.device, torch.dtype], Inputs]
-    ours: Callable[..., Tensor]
-    eager: Callable[..., Tensor]
-    peers: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict[str, Any])
+    ours: Callable[..., Tensor | Outputs]
+    eager: Callable[..., Tensor | Outputs]
+    peers: Mapping[str, Callable[..., Tensor | Outputs]] = field(default_factory=dict[str, Any])
     compared: Callable[..., Tensor] = lambda output, *_: output
     """Of (output, *inputs): what must be near; the output itself unless it says otherwise."""
     backward: str = ""
@@ -36,21 +38,46 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """All cases, small ones first within each op."""
+    """All cases, small ones first within each op; training's, forward and backward, after inference's."""
     return [
-        *[_boosthub(*shape) for shape in ((1, 96, 2), (1, 4096, 5), (8, 4096, 5), (1, 1024, 10))],
+        *_with_training(_boosthub, (1, 96, 2), (1, 4096, 5), (8, 4096, 5), (1, 1024, 10)),
         *[_nearest(*shape) for shape in ((300, 128, 64), (4096, 1024, 256), (65536, 1024, 256))],
         *[_soft(*shape) for shape in ((200, 64, 32), (4096, 1024, 256), (65536, 1024, 256))],
-        *[
-            _sdfm(*shape)
-            for shape in ((2, 21, 64), (1, 201, 1024), (8, 201, 1024), (1, 1029, 1024))
-        ],
-        *[
-            _group_norm(*shape)
-            for shape in ((2, 64, 16, 16), (1, 512, 64, 32), (1, 256, 256, 32), (1, 128, 512, 32))
-        ],
-        *[_phase(*shape) for shape in ((2, 8, 9), (1, 512, 128), (1, 256, 256))],
+        *_with_training(_argmin, (300, 128), (4096, 1024), (65536, 1024)),
+        *_with_training(_sdfm, (2, 21, 64), (1, 201, 1024), (8, 201, 1024), (1, 1029, 1024)),
+        *_with_training(
+            _group_norm, (2, 64, 16, 16), (1, 512, 64, 32), (1, 256, 256, 32), (1, 128, 512, 32)
+        ),
+        *_with_training(_phase, (2, 8, 9), (1, 512, 128), (1, 256, 256)),
     ]
+
+
+def _with_training(make: Callable[..., Case], *shapes: tuple[int, ...]) -> list[Case]:
+    made = [make(*shape) for shape in shapes]
+    return [*made, *(_training(case) for case in made)]
+
+
+def _training(case: Case) -> Case:
+    """The same with its backward: what is compared are the gradients to every input."""
+
+    def gradients(call: Callable[..., Any]) -> Callable[..., Outputs]:
+        def both(*inputs: Tensor, **options: Any) -> Outputs:
+            leaves = [t.detach().requires_grad_() for t in inputs]
+            out = call(*leaves, **options)
+            # One fixed gradient that is exact in every dtype and whose sum is not 0.
+            steps = torch.arange(out.numel(), device=out.device).reshape(out.shape) % 7 - 2
+            return torch.autograd.grad(out, leaves, steps.to(out.dtype) / 4)
+
+        return both
+
+    return replace(
+        case,
+        shape=f"{case.shape} forward and backward",
+        ours=gradients(case.ours),
+        eager=gradients(case.eager),
+        peers={name: gradients(call) for name, call in case.peers.items()},
+        backward=f"{case.op}_backward",
+    )
 
 
 def _random(*shape: int) -> Callable[[torch.device, torch.dtype], Tensor]:
@@ -135,6 +162,20 @@ def _soft(n: int, k: int, d: int) -> Case:
     inputs, small = _codebook_inputs(n, k, d), n < 1024
     backward = "soft_lookup_backward"
     return Case("soft_lookup", shape, inputs, ours, eager, backward=backward, on_cpu=small)
+
+
+def _argmin(rows: int, columns: int) -> Case:
+    def eager(x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        places = torch.arange(columns, device=x.device, dtype=wide.dtype)
+        soft = ((-wide).softmax(1) * places).sum(1)
+        return (soft + (x.argmin(1) - soft).detach()).to(x.dtype)
+
+    def ours(x: Tensor, impl: str) -> Tensor:
+        return fr_kernels.differentiable_argmin(x, 1, impl=impl).value
+
+    shape, inputs = f"[{rows}, {columns}] over the last", lambda *on: (_random(rows, columns)(*on),)
+    return Case("differentiable_argmin", shape, inputs, ours, eager, on_cpu=rows < 1024)
 
 
 def _sdfm(batch: int, tokens: int, width: int) -> Case:

@@ -9,8 +9,10 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from typing import Any
 
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 _LOG = logging.getLogger("fr_kernels")
 _said: set[tuple[str, str, str]] = set()
@@ -112,6 +114,15 @@ def declare_launches(op: str, count: LaunchCount) -> None:
 def declared_launches(op: str, *args: object, **kwargs: object) -> int:
     """Launches of one call; KeyError if the op never declared them."""
     return _launches[op](*args, **kwargs)
+
+
+def declare_no_products(op: Any) -> None:
+    """Say that an op has no matrix product: its FLOP count is 0, as torch's counter has it for norms and copies."""
+
+    def none(*_: object, **__: object) -> int:
+        return 0
+
+    register_flop_formula(op)(none)
 
 
 def ops_with_launches() -> list[str]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fr_kernels.codebook import reference
-from fr_kernels.dispatch import Impl, declare_launches, resolve
+from fr_kernels.dispatch import Impl, declare_launches, declare_no_products, resolve
 
 
 class ArgminResult(NamedTuple):
@@ -65,6 +65,8 @@ def _gradient(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor, None, None, None
 _forward.register_autograd(_gradient, setup_context=_setup_context)
 declare_launches("differentiable_argmin", lambda *_: 1)
 declare_launches("differentiable_argmin_backward", lambda *_: 1)
+declare_no_products(torch.ops.fr_kernels.differentiable_argmin)
+declare_no_products(torch.ops.fr_kernels.differentiable_argmin_backward)
 
 
 def differentiable_argmin(

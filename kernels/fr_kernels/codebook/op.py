@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fr_kernels.codebook import reference
-from fr_kernels.dispatch import Impl, declare_launches, resolve
+from fr_kernels.dispatch import Impl, declare_launches, declare_no_products, resolve
 
 MODES = ("embed", "index", "ste")
 
@@ -186,6 +186,7 @@ declare_launches("nearest_code", lambda *_: 2)
 declare_launches("nearest_code_backward", lambda *_: 2)
 declare_launches("soft_lookup", lambda *_: 2)
 declare_launches("soft_lookup_backward", lambda *_: 4)
+declare_no_products(torch.ops.fr_kernels.nearest_code_backward)
 
 
 @register_flop_formula([torch.ops.fr_kernels.nearest_code, torch.ops.fr_kernels.soft_lookup])

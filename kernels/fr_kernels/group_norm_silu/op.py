@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fr_kernels.dispatch import Impl, declare_launches, resolve
+from fr_kernels.dispatch import Impl, declare_launches, declare_no_products, resolve
 from fr_kernels.group_norm_silu import reference
 
 ACTIVATIONS = ("silu", "none")
@@ -159,6 +159,8 @@ def _gradient(
 _forward.register_autograd(_gradient, setup_context=_setup_context)
 declare_launches("group_norm_silu", lambda *_: 3)
 declare_launches("group_norm_silu_backward", lambda *_: 4)
+declare_no_products(torch.ops.fr_kernels.group_norm_silu)
+declare_no_products(torch.ops.fr_kernels.group_norm_silu_backward)
 
 
 def group_norm_silu(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fr_kernels.dispatch import Impl, declare_launches, resolve
+from fr_kernels.dispatch import Impl, declare_launches, declare_no_products, resolve
 from fr_kernels.phase_shuffle import reference
 
 
@@ -54,6 +54,8 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 _forward.register_autograd(_gradient, setup_context=_setup_context)
 declare_launches("phase_shuffle", lambda *_: 1)
 declare_launches("phase_shuffle_backward", lambda *_: 1)
+declare_no_products(torch.ops.fr_kernels.phase_shuffle)
+declare_no_products(torch.ops.fr_kernels.phase_shuffle_backward)
 
 
 def phase_shuffle(y: Tensor, *, impl: str = "auto") -> Tensor:
