@@ -1,0 +1,170 @@
+"""Layers of the restoration graph. Each holds folded weights and takes them from a model's with `fold`.
+
+With `kernels`, convolutions leave their bias to the next norm, which adds it and the residual as it reads them
+(`fr_kernels.group_norm_silu`: cuDNN adds a bias in a launch of its own). Without, the layers are torch's own ops:
+what a CPU runs fastest (oneDNN adds the bias as it writes) and what every exporter knows.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fr_deploy.models.fold import Affine, fold_time, fold_upsample
+from fr_deploy.models.weights import Weights
+from fr_kernels import group_norm_silu, phase_shuffle
+
+
+class Stream(NamedTuple):
+    """A picture [B, C, H, W] whose last additions are still to be made: the next norm makes them as it reads."""
+
+    x: Tensor
+    residual: Tensor | None = None
+    bias: Tensor | None = None
+    """[C]"""
+    shuffled: bool = False
+    """x is [B, 4C, H/2 + 1, W/2 + 1] and phase_shuffle(x) takes its place."""
+
+    def settled(self) -> Tensor:
+        """The picture itself."""
+        x = phase_shuffle(self.x) if self.shuffled else self.x
+        x = x if self.residual is None else x + self.residual
+        return x if self.bias is None else x + self.bias[:, None, None]
+
+
+class Layer(nn.Module):
+    """Base: whether fr_kernels ops are used, set for a whole graph by `use_kernels`."""
+
+    kernels: bool = False
+
+
+def use_kernels(module: nn.Module, kernels: bool) -> None:
+    """Choose between fr_kernels ops and torch's own for every layer below `module`."""
+    for layer in module.modules():
+        if isinstance(layer, Layer):
+            layer.kernels = kernels
+
+
+def store(module: nn.Module, affine: Affine) -> None:
+    """Round folded weights, once, into a layer with `weight` and `bias`."""
+    weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+    if weight.shape != affine.weight.shape or bias.shape != affine.bias.shape:
+        shapes = tuple(affine.weight.shape), tuple(weight.shape)
+        raise ValueError(f"weights are {shapes[0]}; the layer holds {shapes[1]}")
+    with torch.no_grad():
+        weight.copy_(affine.weight)
+        bias.copy_(affine.bias)
+
+
+class Conv(Layer):
+    """A convolution, [B, I, H, W] -> `Stream` of [B, O, H', W']."""
+
+    def __init__(
+        self, inputs: int, outputs: int, size: int = 3, stride: int = 1, padding: int = 1
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, size, size))
+        self.bias = nn.Parameter(torch.empty(outputs))
+        self.stride, self.padding = stride, padding
+
+    def forward(self, x: Tensor) -> Stream:
+        """Its bias is left to the next norm where kernels are used."""
+        bias = None if self.kernels else self.bias
+        y = F.conv2d(x, self.weight, bias, self.stride, self.padding)
+        return Stream(y, bias=self.bias if self.kernels else None)
+
+
+class Upsample(Layer):
+    """Nearest 2x upsampling and a 3x3 convolution, folded: [B, C, H, W] -> `Stream` of [B, O, 2H, 2W]."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(4 * outputs, inputs, 2, 2))
+        self.bias = nn.Parameter(torch.empty(outputs))
+
+    def fold(self, w: Weights) -> None:
+        """From the convolution `w`."""
+        conv = w.affine("conv")
+        store(self, Affine(fold_upsample(conv).weight, conv.bias))
+
+    def forward(self, x: Tensor) -> Stream:
+        """As `Conv`; with kernels the shuffle, too, is left to the next norm."""
+        if self.kernels:
+            y = F.conv2d(x, self.weight, None, padding=1)
+            return Stream(y, bias=self.bias, shuffled=True)
+        return Stream(phase_shuffle(F.conv2d(x, self.weight, self.bias.repeat(4), padding=1)))
+
+
+class Norm(Layer):
+    """GroupNorm and, with `silu`, SiLU of a stream. Returns (y, the settled stream)."""
+
+    def __init__(self, channels: int, groups: int, eps: float, *, silu: bool = True) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.empty(channels)) for _ in range(2))
+        self.groups, self.eps, self.silu = groups, eps, silu
+
+    def fold(self, w: Weights, name: str) -> None:
+        """From the norm `name`, as it is."""
+        store(self, w.affine(name))
+
+    def forward(self, stream: Stream) -> tuple[Tensor, Tensor]:
+        """Both [B, C, H, W]."""
+        if self.kernels:
+            x, residual, bias, shuffled = stream
+            done = group_norm_silu(
+                x, self.weight, self.bias, self.groups, "silu" if self.silu else "none",
+                eps=self.eps, residual=residual, bias=bias, shuffled=shuffled,
+            )  # fmt: skip
+            return done.y, done.h
+        h = stream.settled()
+        y = F.group_norm(h, self.groups, self.weight, self.bias, self.eps)
+        return F.silu(y, inplace=True) if self.silu else y, h
+
+
+class ResBlock(Layer):
+    """norm, conv, norm, conv, and the way around them; the time embedding is in the first convolution's bias."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.norm1 = Norm(inputs, groups, eps)
+        self.conv1 = Conv(inputs, outputs)
+        self.norm2 = Norm(outputs, groups, eps)
+        self.conv2 = Conv(outputs, outputs)
+        shortcut = torch.empty(outputs, inputs, 1, 1) if inputs != outputs else None
+        self.shortcut = None if shortcut is None else nn.Parameter(shortcut)
+
+    def fold(self, w: Weights, time: Tensor | None = None) -> None:
+        """From a diffusers `ResnetBlock2D`, or the adapter's block.
+
+        Args:
+            w: its weights.
+            time: [T], the time MLP's output, where the block has a `time_emb_proj`.
+        """
+        self.norm1.fold(w, "norm1")
+        self.norm2.fold(w, "norm2")
+        first, second = w.affine("conv1"), w.affine("conv2")
+        if time is not None:
+            first = Affine(first.weight, fold_time(first.bias, w.affine("time_emb_proj"), time))
+        if self.shortcut is not None:
+            shortcut = w.affine("conv_shortcut")
+            second = Affine(second.weight, second.bias + shortcut.bias)
+            with torch.no_grad():
+                self.shortcut.copy_(shortcut.weight)
+        store(self.conv1, first)
+        store(self.conv2, second)
+
+    def forward(self, stream: Stream) -> tuple[Stream, Tensor]:
+        """The block's output, and its settled input."""
+        y, h = self.norm1(stream)
+        y, _ = self.norm2(self.conv1(y))
+        out = self.conv2(y)
+        around = h if self.shortcut is None else F.conv2d(h, self.shortcut)
+        return Stream(out.x, around, out.bias), h
+
+
+def run_blocks(blocks: nn.ModuleList, stream: Stream) -> Stream:
+    """One after the other."""
+    for block in blocks:
+        stream, _ = block(stream)
+    return stream

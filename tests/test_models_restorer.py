@@ -1,0 +1,92 @@
+"""The restoration graph computes the model: in float64 to the last digits, in float32 far below a grey level."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fr_deploy.bundle import load_bundle
+from fr_deploy.errors import ModelError
+from fr_deploy.models.lafr import LafrModel, StaticTime
+from fr_deploy.models.presets import PRESETS, Preset
+from fr_deploy.models.restorer import RestorationGraph
+
+TOY = PRESETS["lafr-toy"]
+VARIANTS = {
+    "toy": TOY,
+    "more tokens than channels": replace(TOY, prompt_tokens=30),
+    "whole pixels, more layers": replace(TOY, patch=1, size=32, vae_layers=2, unet_layers=2),
+    "no attention in the autoencoder": replace(TOY, vae_attention=False),
+    "all of the latent from codes": replace(TOY, adapter_share=1.0, adapter_blocks=2),
+}
+
+
+def random_model(preset: Preset) -> LafrModel:
+    torch.manual_seed(0)
+    return LafrModel(preset).eval().requires_grad_(False)
+
+
+def graph_of(model: LafrModel, dtype: torch.dtype) -> RestorationGraph:
+    graph = RestorationGraph(model.preset).to(dtype)
+    return graph.fold(model.state_dict(), model.time_embedding(), model.scaling)
+
+
+def faces(preset: Preset, count: int = 2) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randint(0, 256, (count, preset.size, preset.size, 3), dtype=torch.uint8)
+
+
+def picture(model: LafrModel, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    return (model(pixels.permute(0, 3, 1, 2).to(dtype) / 127.5 - 1) + 1) * 127.5
+
+
+@pytest.mark.parametrize("kernels", [False, True], ids=["torch", "kernels"])
+@pytest.mark.parametrize("preset", VARIANTS.values(), ids=VARIANTS)
+def test_the_graph_is_the_model_in_float64(preset: Preset, kernels: bool) -> None:
+    model, pixels = random_model(preset).double(), faces(preset)
+    expected = picture(model, pixels, torch.float64)
+    got = graph_of(model, torch.float64).use_kernels(kernels).picture(pixels)
+    assert (got - expected).abs().max() <= 1e-13 * expected.abs().max()
+
+
+def test_lafr_mini_in_float32_is_90_decibels_from_the_unfolded_model() -> None:
+    model = load_bundle("lafr-mini")
+    pixels = faces(model.preset, 1)
+    with torch.no_grad():
+        expected = picture(model, pixels, torch.float32)
+        got = graph_of(model, torch.float32).picture(pixels)
+    assert 10 * torch.log10(255**2 / (got - expected).square().mean()) >= 90
+
+
+def test_bytes_in_and_bytes_out() -> None:
+    graph, pixels = graph_of(random_model(TOY), torch.float32), faces(TOY, 3)
+    out = graph(pixels)
+    assert (out.shape, out.dtype) == (pixels.shape, torch.uint8)
+    whole = graph.picture(pixels)
+    assert torch.equal(out.permute(0, 3, 1, 2).float(), whole.round().clamp(0, 255))
+
+
+def test_a_missing_weight_is_named() -> None:
+    model = random_model(TOY)
+    for name in ("unet.mid_block.resnets.0.conv1.weight", "vae.encoder.conv_in.bias"):
+        tensors = {k: v for k, v in model.state_dict().items() if k != name}
+        with pytest.raises(ModelError, match=re.escape(name)):
+            RestorationGraph(TOY).fold(tensors, model.time_embedding(), model.scaling)
+
+
+def test_the_full_size_has_a_tenth_fewer_products_and_no_upsampling() -> None:
+    preset = PRESETS["lafr-sd21"]
+    with torch.device("meta"), torch.no_grad():
+        model = LafrModel(preset).eval().requires_grad_(False)
+        model.unet.time_embedding = StaticTime(torch.empty(1, 1280))
+        graph = RestorationGraph(preset).use_kernels(True)
+        with FlopCounterMode(display=False) as unfolded:
+            model(torch.empty(1, 3, 512, 512))
+        with FlopCounterMode(display=False) as folded:
+            graph(torch.empty(1, 512, 512, 3, dtype=torch.uint8))
+    # The model still multiplies the prompt by 16 pairs of key and value weights: 3.94 of these 4477.46 GFLOP.
+    assert round(unfolded.get_total_flops() / 1e9, 1) == 4477.5
+    assert round(folded.get_total_flops() / 1e9, 1) == 4047.4
