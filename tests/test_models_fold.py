@@ -87,8 +87,8 @@ def test_stacked_projections() -> None:
 def test_single_head() -> None:
     x, (q, k, v, out) = drawn(2, 30, 16), (affine(16, 16) for _ in range(4))
     q = Affine(q.weight / 8, q.bias)  # scores of about 1: a softmax that is not one-hot
-    tokens = (F.linear(x, *layer)[:, None] for layer in (q, k, v))
-    plain = F.linear(F.scaled_dot_product_attention(*tokens)[:, 0], *out)
+    a, b, c = (F.linear(x, *layer)[:, None] for layer in (q, k, v))
+    plain = F.linear(F.scaled_dot_product_attention(a, b, c)[:, 0], *out)
     query, value = fold.fold_single_head(q, k, v, out)
     weights = (F.linear(x, *query) @ x.mT).softmax(-1)
     assert_equal(weights @ F.linear(x, *value), plain)

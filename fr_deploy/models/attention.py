@@ -12,7 +12,7 @@ from fr_deploy.models.fold import (
     fold_static_attention,
     stack_linears,
 )
-from fr_deploy.models.layers import Layer, Norm, Stream, store
+from fr_deploy.models.layers import Block, Layer, Norm, Stream, store
 from fr_deploy.models.weights import Weights
 
 LAYER_NORM_EPS = 1e-5
@@ -29,7 +29,7 @@ def picture_of(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
 
 
-class SingleHeadAttention(Layer):
+class SingleHeadAttention(Block):
     """The VAE's middle attention: one head, two projections (`fold_single_head`)."""
 
     def __init__(self, channels: int, groups: int) -> None:
@@ -49,8 +49,8 @@ class SingleHeadAttention(Layer):
         """The layer's output, and its settled input."""
         y, h = self.norm(stream)
         x = tokens_of(y)
-        heads = (t[:, None] for t in (self.query(x), x, self.value(x)))
-        out = F.scaled_dot_product_attention(*heads, scale=1.0)[:, 0]
+        q, k, v = (t[:, None] for t in (self.query(x), x, self.value(x)))
+        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[:, 0]
         return Stream(picture_of(out, h), h), h
 
 
@@ -127,7 +127,7 @@ class PromptAttention(Layer):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Transformer(Layer):
+class Transformer(Block):
     """The UNet's transformer: self-attention, cross-attention to the prompt, GEGLU, and the projections around them."""
 
     def __init__(self, channels: int, heads: int, tokens: int, groups: int) -> None:

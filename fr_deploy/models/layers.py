@@ -5,7 +5,8 @@ With `kernels`, convolutions leave their bias to the next norm, which adds it an
 what a CPU runs fastest (oneDNN adds the bias as it writes) and what every exporter knows.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,27 @@ class Layer(nn.Module):
     """Base: whether fr_kernels ops are used, set for a whole graph by `use_kernels`."""
 
     kernels: bool = False
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Stack(nn.ModuleList, Generic[M]):
+    """A `ModuleList` whose modules have a type."""
+
+    def __iter__(self) -> Iterator[M]:
+        return iter(super().__iter__())  # pyright: ignore[reportReturnType]
+
+    def __getitem__(self, index: Any) -> M:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().__getitem__(index)  # pyright: ignore[reportReturnType]
+
+
+class Block(Layer):
+    """A layer that settles its input: returns its output, and the settled input."""
+
+    def forward(self, stream: Stream) -> tuple[Stream, Tensor]:
+        """[B, C, H, W] -> [B, O, H, W]."""
+        raise NotImplementedError
 
 
 def use_kernels(module: nn.Module, kernels: bool) -> None:
@@ -122,7 +144,7 @@ class Norm(Layer):
         return F.silu(y, inplace=True) if self.silu else y, h
 
 
-class ResBlock(Layer):
+class ResBlock(Block):
     """norm, conv, norm, conv, and the way around them; the time embedding is in the first convolution's bias."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, eps: float) -> None:
@@ -163,7 +185,7 @@ class ResBlock(Layer):
         return Stream(out.x, around, out.bias), h
 
 
-def run_blocks(blocks: nn.ModuleList, stream: Stream) -> Stream:
+def run_blocks(blocks: Stack[Any], stream: Stream) -> Stream:
     """One after the other."""
     for block in blocks:
         stream, _ = block(stream)

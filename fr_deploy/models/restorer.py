@@ -1,6 +1,7 @@
 """The one inference module: uint8 faces in, uint8 faces out, every constant of one-step restoration folded in."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from fr_deploy.models.layers import (
     Layer,
     Norm,
     ResBlock,
+    Stack,
     Stream,
     Upsample,
     run_blocks,
@@ -36,14 +38,14 @@ VAE_EPS = 1e-6
 ADAPTER_EPS = 1e-5
 
 
-def _middle(channels: int, preset: Preset) -> nn.ModuleList:
+def _middle(channels: int, preset: Preset) -> Stack[Any]:
     blocks: list[nn.Module] = [ResBlock(channels, channels, preset.groups, VAE_EPS)]
     if preset.vae_attention:
         blocks.append(SingleHeadAttention(channels, preset.groups))
-    return nn.ModuleList([*blocks, ResBlock(channels, channels, preset.groups, VAE_EPS)])
+    return Stack[Any]([*blocks, ResBlock(channels, channels, preset.groups, VAE_EPS)])
 
 
-def _fold_middle(blocks: nn.ModuleList, w: Weights) -> None:
+def _fold_middle(blocks: Stack[Any], w: Weights) -> None:
     blocks[0].fold(w / "resnets.0")
     blocks[-1].fold(w / "resnets.1")
     if len(blocks) == 3:
@@ -58,11 +60,11 @@ class Encoder(Layer):
         widths, groups = preset.vae_channels, preset.groups
         self.patch = preset.patch
         self.conv_in = Conv(3 * preset.patch**2, widths[0], padding=0)
-        self.levels, self.downs = nn.ModuleList(), nn.ModuleList()
+        self.levels, self.downs = Stack[Stack[ResBlock]](), Stack[Conv]()
         before = widths[0]
         for level, width in enumerate(widths):
             inputs = [before] + [width] * (preset.vae_layers - 1)
-            self.levels.append(nn.ModuleList(ResBlock(i, width, groups, VAE_EPS) for i in inputs))
+            self.levels.append(Stack[ResBlock](ResBlock(i, width, groups, VAE_EPS) for i in inputs))
             if level + 1 < len(widths):
                 self.downs.append(Conv(width, width, stride=2, padding=0))
             before = width
@@ -116,11 +118,11 @@ class Adapter(Layer):
         hidden, groups = preset.adapter_hidden, preset.groups
         self.share = preset.adapter_share
 
-        def blocks() -> nn.ModuleList:
+        def blocks() -> Stack[ResBlock]:
             made = (
                 ResBlock(hidden, hidden, groups, ADAPTER_EPS) for _ in range(preset.adapter_blocks)
             )
-            return nn.ModuleList(made)
+            return Stack[ResBlock](made)
 
         self.conv_in = Conv(preset.latent_channels, hidden)
         self.encode = blocks()
@@ -163,11 +165,11 @@ class Decoder(Layer):
         self.patch = preset.patch
         self.conv_in = Conv(preset.latent_channels, widths[0])
         self.middle = _middle(widths[0], preset)
-        self.levels, self.ups = nn.ModuleList(), nn.ModuleList()
+        self.levels, self.ups = Stack[Stack[ResBlock]](), Stack[Upsample]()
         before = widths[0]
         for level, width in enumerate(widths):
             inputs = [before] + [width] * preset.vae_layers
-            self.levels.append(nn.ModuleList(ResBlock(i, width, groups, VAE_EPS) for i in inputs))
+            self.levels.append(Stack[ResBlock](ResBlock(i, width, groups, VAE_EPS) for i in inputs))
             if level + 1 < len(widths):
                 self.ups.append(Upsample(width, width))
             before = width

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fr_deploy.models.attention import Transformer
 from fr_deploy.models.fold import Affine
-from fr_deploy.models.layers import Conv, Layer, Norm, ResBlock, Stream, Upsample, store
+from fr_deploy.models.layers import Conv, Layer, Norm, ResBlock, Stack, Stream, Upsample, store
 from fr_deploy.models.presets import Preset
 from fr_deploy.models.weights import Weights
 
@@ -18,9 +18,9 @@ class Level(Layer):
 
     def __init__(self, widths: list[tuple[int, int]], attention: bool, preset: Preset) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(ResBlock(i, o, preset.groups, UNET_EPS) for i, o in widths)
+        self.resnets = Stack[ResBlock](ResBlock(i, o, preset.groups, UNET_EPS) for i, o in widths)
         behind = widths if attention else []
-        self.attentions = nn.ModuleList(_transformer(o, preset) for _, o in behind)
+        self.attentions = Stack[Transformer](_transformer(o, preset) for _, o in behind)
 
     def fold(self, w: Weights, prompt: Tensor, time: Tensor) -> None:
         """From a diffusers block."""
@@ -49,7 +49,7 @@ class UNet(Layer):
         widths, layers = preset.unet_channels, preset.unet_layers
         self.conv_in = Conv(preset.latent_channels, widths[0])
         skips, before = [widths[0]], widths[0]
-        self.downs, self.downsamplers = nn.ModuleList(), nn.ModuleList()
+        self.downs, self.downsamplers = Stack[Level](), Stack[Conv]()
         for i, (width, attention) in enumerate(zip(widths, preset.unet_attention, strict=True)):
             blocks = [(before, width)] + [(width, width)] * (layers - 1)
             self.downs.append(Level(blocks, attention, preset))
@@ -58,10 +58,10 @@ class UNet(Layer):
                 self.downsamplers.append(Conv(width, width, stride=2))
                 skips.append(width)
             before = width
-        self.middle = nn.ModuleList(
+        self.middle = Stack[Level](
             [Level([(before, before)], True, preset), Level([(before, before)], False, preset)]
         )
-        self.ups, self.upsamplers = nn.ModuleList(), nn.ModuleList()
+        self.ups, self.upsamplers = Stack[Level](), Stack[Upsample]()
         for i, (width, attention) in enumerate(
             zip(widths[::-1], preset.unet_attention[::-1], strict=True)
         ):
