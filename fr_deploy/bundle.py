@@ -13,10 +13,10 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,8 +25,11 @@ from torch import Tensor, nn
 
 from fr_deploy import __version__
 from fr_deploy.errors import ModelError, ResourceError, UsageError
-from fr_deploy.models.lafr import LafrModel, StaticTime
 from fr_deploy.models.presets import Preset
+from fr_deploy.models.restorer import RestorationGraph
+
+if TYPE_CHECKING:  # diffusers takes seconds to import, and restoring does not need it
+    from fr_deploy.models.lafr import LafrModel
 
 INDEX = "model_index.json"
 EMBEDDED = ("lafr-mini",)
@@ -34,7 +37,7 @@ _DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 def save_bundle(
-    model: LafrModel, folder: Path, *, dtype: torch.dtype = torch.float32, trained: bool = True
+    model: "LafrModel", folder: Path, *, dtype: torch.dtype = torch.float32, trained: bool = True
 ) -> None:
     """Write a bundle; the folder appears whole or not at all.
 
@@ -82,13 +85,27 @@ def save_bundle(
     part.replace(folder)
 
 
-def load_bundle(name: str | Path, *, allow_untrained: bool = False) -> LafrModel:
-    """Load a bundle by embedded name, folder, or hub id: float32, on the CPU, in eval mode, gradients off.
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle holds, as read: on the CPU, in the dtypes stored."""
+
+    folder: Path
+    preset: Preset
+    tensors: dict[str, Tensor]
+    """By the names of `LafrModel.state_dict()`, the time embedding left out."""
+    time_embedding: Tensor
+    """[1, T]"""
+    scaling: float
+    """The VAE's scaling factor."""
+
+
+def read_bundle(name: str | Path, *, allow_untrained: bool = False) -> Bundle:
+    """Read a bundle by embedded name, folder, or hub id.
 
     The hub is asked only when no such folder exists, and never when HF_HUB_OFFLINE is set.
 
     Raises:
-        ModelError: not a bundle, another family, damaged or mismatching weights, or an untrained adapter.
+        ModelError: not a bundle, another family, damaged weights, or an untrained adapter.
         ResourceError: a hub id that could not be fetched.
     """
     folder = bundle_folder(name)
@@ -100,19 +117,51 @@ def load_bundle(name: str | Path, *, allow_untrained: bool = False) -> LafrModel
         )
     if not index["trained"] and not allow_untrained:
         raise ModelError(f"{folder}: its adapter is not trained, so it cannot restore a face")
-    model = LafrModel(_preset(index["preset"], folder))
+    preset = _preset(index["preset"], folder)
     static = _read_tensors(folder / "static" / "model.safetensors")
-    model.unet.time_embedding = StaticTime(static["time_embedding"].float())
-    unet = _read_tensors(folder / "unet" / _DIFFUSERS_FILE)
-    unet["time_embedding.embedding"] = static["time_embedding"]
-    _load_strict(model.unet, unet, folder / "unet")
-    _load_strict(model.vae, _read_tensors(folder / "vae" / _DIFFUSERS_FILE), folder / "vae")
-    adapter = _read_tensors(folder / "adapter" / "model.safetensors")
-    _load_strict(model.adapter, adapter, folder / "adapter")
+    files = {"unet": _DIFFUSERS_FILE, "vae": _DIFFUSERS_FILE, "adapter": "model.safetensors"}
+    tensors = {"prompt": static["prompt"]}
+    for part, file in files.items():
+        read = _read_tensors(folder / part / file)
+        tensors |= {f"{part}.{key}": tensor for key, tensor in read.items()}
+    scaling = float(_read_json(folder / "vae" / "config.json")["scaling_factor"])
+    return Bundle(folder, preset, tensors, static["time_embedding"], scaling)
+
+
+def load_graph(name: str | Path) -> RestorationGraph:
+    """Load a bundle as the folded graph that restores: float32, on the CPU; no diffusers needed.
+
+    Raises:
+        ModelError: as `read_bundle`, or weights that do not fit the bundle's preset.
+        ResourceError: as `read_bundle`.
+    """
+    bundle = read_bundle(name)
+    graph = RestorationGraph(bundle.preset)
+    try:
+        return graph.fold(bundle.tensors, bundle.time_embedding, bundle.scaling)
+    except ModelError as error:
+        raise ModelError(f"{bundle.folder}: {error}") from error
+
+
+def load_bundle(name: str | Path, *, allow_untrained: bool = False) -> "LafrModel":
+    """Load a bundle in the papers' terms: float32, on the CPU, in eval mode, gradients off.
+
+    Raises:
+        ModelError: as `read_bundle`, or weights that do not fit the bundle's preset.
+        ResourceError: as `read_bundle`.
+    """
+    from fr_deploy.models.lafr import LafrModel, StaticTime
+
+    bundle = read_bundle(name, allow_untrained=allow_untrained)
+    model = LafrModel(bundle.preset)
+    model.unet.time_embedding = StaticTime(bundle.time_embedding.float())
+    tensors = bundle.tensors | {"unet.time_embedding.embedding": bundle.time_embedding}
+    for part in ("unet", "vae", "adapter"):
+        of_part = {k[len(part) + 1 :]: v for k, v in tensors.items() if k.startswith(f"{part}.")}
+        _load_strict(getattr(model, part), of_part, bundle.folder / part)
     with torch.no_grad():
-        model.prompt.copy_(static["prompt"])
-    scaling = _read_json(folder / "vae" / "config.json")["scaling_factor"]
-    model.vae.register_to_config(scaling_factor=scaling)
+        model.prompt.copy_(tensors["prompt"])
+    model.vae.register_to_config(scaling_factor=bundle.scaling)
     return model.eval().requires_grad_(False)
 
 

@@ -1,25 +1,33 @@
 """The callable that everything above works with: uint8 faces in, uint8 faces out."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fr_deploy.bundle import load_bundle
+from fr_deploy.bundle import load_bundle, load_graph
 from fr_deploy.errors import UsageError
-from fr_deploy.models.lafr import LafrModel
+from fr_deploy.models.restorer import RestorationGraph
+
+if TYPE_CHECKING:
+    from fr_deploy.models.lafr import LafrModel
 
 Faces = NDArray[np.uint8]
 
 
 class Restorer:
-    """Runs a LAFR model on batches of aligned faces, in float32 on the CPU."""
+    """Runs a LAFR model on batches of aligned faces, in float32 on the CPU.
+
+    With the encoder's mode it runs the folded graph. Sampling the latent needs what folding leaves out (half of the
+    encoder's last layer), so it runs the unfolded model.
+    """
 
     def __init__(
         self,
-        model: LafrModel,
+        model: "LafrModel | RestorationGraph",
         name: str,
         *,
         latent: Literal["mode", "sample"] = "mode",
@@ -29,15 +37,31 @@ class Restorer:
         """Wrap a model.
 
         Args:
-            model: in eval mode.
+            model: in eval mode; a graph has no sampled latent.
             name: shown to the user.
             latent: "mode" is deterministic; "sample" draws from the encoder's posterior, as the papers' code does.
             seed: of the draws; face i of a call gets its own generator (seed, i), whatever the batch.
             batch: faces per forward pass.
+
+        Raises:
+            UsageError: a sampled latent asked of a graph.
         """
-        self.model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.name, self.size = name, model.preset.size
-        self.latent, self.seed, self.batch = latent, seed, batch
+        self.seed, self.batch = seed, batch
+        if isinstance(model, RestorationGraph):
+            if latent == "sample":
+                raise UsageError(
+                    "a folded graph takes the latent's mode; give a LafrModel to sample"
+                )
+            graph = model
+        else:
+            graph = RestorationGraph.of(model) if latent == "mode" else model
+        self._runs = graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self._runs.parameters()).device
 
     def __call__(self, faces: Faces) -> Faces:
         """Restore aligned faces.
@@ -61,20 +85,19 @@ class Restorer:
 
     @torch.inference_mode()
     def _run(self, faces: Faces, first: int) -> Faces:
-        # NHWC bytes are channels_last already: permute costs nothing and convolutions take it as it is.
-        image = (
-            torch.from_numpy(np.ascontiguousarray(faces)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        )
-        noise = None
-        if self.latent == "sample":
-            side, channels = self.size // self.model.factor, self.model.preset.latent_channels
-            noise = torch.stack(
-                [self._noise(first + i, (channels, side, side)) for i in range(len(faces))]
-            )
-        out = ((self.model(image, noise) + 1) * 127.5).round_().clamp_(0, 255)
-        return out.byte().permute(0, 2, 3, 1).contiguous().numpy()
+        pixels = torch.from_numpy(np.ascontiguousarray(faces))
+        if isinstance(self._runs, RestorationGraph):
+            return self._runs(pixels).numpy()
+        return self._sampled(self._runs, pixels, first).numpy()
 
-    def _noise(self, index: int, shape: tuple[int, ...]) -> torch.Tensor:
+    def _sampled(self, model: "LafrModel", pixels: Tensor, first: int) -> Tensor:
+        image = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        side, channels = self.size // model.factor, model.preset.latent_channels
+        noise = [self._noise(first + i, (channels, side, side)) for i in range(len(pixels))]
+        out = ((model(image, torch.stack(noise)) + 1) * 127.5).round_().clamp_(0, 255)
+        return out.byte().permute(0, 2, 3, 1).contiguous()
+
+    def _noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.seed, index)) & 0x7FFF_FFFF_FFFF)
         return torch.randn(shape, generator=generator)
 
@@ -82,5 +105,6 @@ class Restorer:
 def load_restorer(
     name: str | Path = "lafr-mini", *, latent: Literal["mode", "sample"] = "mode", seed: int = 0
 ) -> Restorer:
-    """Load a bundle (embedded name, folder or hub id) ready to restore; errors as `load_bundle`."""
-    return Restorer(load_bundle(name), str(name), latent=latent, seed=seed)
+    """Load a bundle (embedded name, folder or hub id) ready to restore; errors as `load_graph`."""
+    model = load_graph(name) if latent == "mode" else load_bundle(name)
+    return Restorer(model, str(name), latent=latent, seed=seed)

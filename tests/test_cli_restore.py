@@ -23,7 +23,7 @@ class Invert:
     """Stands in for the model: what it touched can be told from what it did not."""
 
     name = "invert"
-    model = torch.nn.Linear(1, 1)
+    device = torch.device("cpu")
 
     def __call__(self, crops):
         return 255 - crops

@@ -1,18 +1,23 @@
 """The restoration graph computes the model: in float64 to the last digits, in float32 far below a grey level."""
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fr_deploy.bundle import load_bundle
-from fr_deploy.errors import ModelError
+from fr_deploy.bundle import load_bundle, save_bundle
+from fr_deploy.errors import ModelError, UsageError
 from fr_deploy.models.lafr import LafrModel, StaticTime
 from fr_deploy.models.presets import PRESETS, Preset
 from fr_deploy.models.restorer import RestorationGraph
+from fr_deploy.restorer import Restorer
 
 TOY = PRESETS["lafr-toy"]
 VARIANTS = {
@@ -90,3 +95,37 @@ def test_the_full_size_has_a_tenth_fewer_products_and_no_upsampling() -> None:
     # The model still multiplies the prompt by 16 pairs of key and value weights: 3.94 of these 4477.46 GFLOP.
     assert round(unfolded.get_total_flops() / 1e9, 1) == 4477.5
     assert round(folded.get_total_flops() / 1e9, 1) == 4047.4
+
+
+def test_a_weight_that_does_not_fit_is_named() -> None:
+    model = random_model(TOY)
+    name = "vae.decoder.conv_norm_out.weight"
+
+    def folded(changed: dict[str, Tensor]) -> None:
+        tensors = model.state_dict() | changed
+        RestorationGraph(TOY).fold(tensors, model.time_embedding(), model.scaling)
+
+    with pytest.raises(ModelError, match=re.escape(f"NaN or infinity in {name}")):
+        folded({name: torch.full((16,), torch.nan)})
+    with pytest.raises(ModelError, match=r"conv_norm_out.* another shape than preset 'lafr-toy'"):
+        folded({name: torch.ones(17)})
+    with pytest.raises(ModelError, match=r"1 tensors belong to no layer: .*'vae.stray'"):
+        folded({"vae.stray": torch.ones(1)})
+
+
+def test_a_bundle_restores_without_diffusers(tmp_path: Path) -> None:
+    save_bundle(random_model(TOY), tmp_path / "toy")
+    code = (
+        "import sys; sys.modules['diffusers'] = None\n"
+        "import numpy as np; from fr_deploy.restorer import load_restorer\n"
+        f"out = load_restorer({str(tmp_path / 'toy')!r})(np.zeros((1, 64, 64, 3), np.uint8))\n"
+        "print(int(out.sum()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = Restorer(load_bundle(tmp_path / "toy"), "toy")(np.zeros((1, 64, 64, 3), np.uint8))
+    assert done.stdout.strip() == str(int(expected.sum())), done.stderr
+
+
+def test_a_graph_has_no_sampled_latent() -> None:
+    with pytest.raises(UsageError, match="give a LafrModel"):
+        Restorer(RestorationGraph(TOY), "toy", latent="sample")

@@ -185,8 +185,7 @@ def _run(
     restorer = load_restorer(given["model"], latent=given["latent"], seed=given["seed"])
     confidence = {} if given["confidence"] is None else {"confidence": given["confidence"]}
     detector = None if given["aligned"] else FaceDetector(threads=threads, **confidence)
-    device = str(next(restorer.model.parameters()).device)
-    display.start(restorer.name, device, settings)
+    display.start(restorer.name, str(restorer.device), settings)
     with display:
         return restore_files(jobs, detector, restorer, settings, display.show)
 

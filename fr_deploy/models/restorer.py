@@ -1,12 +1,13 @@
 """The one inference module: uint8 faces in, uint8 faces out, every constant of one-step restoration folded in."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fr_deploy.errors import ModelError
 from fr_deploy.models.attention import SingleHeadAttention, picture_of
 from fr_deploy.models.fold import (
     fold_codebook,
@@ -33,6 +34,9 @@ from fr_deploy.models.presets import Preset
 from fr_deploy.models.unet import UNet
 from fr_deploy.models.weights import Weights
 from fr_kernels import nearest_code
+
+if TYPE_CHECKING:
+    from fr_deploy.models.lafr import LafrModel
 
 VAE_EPS = 1e-6
 ADAPTER_EPS = 1e-5
@@ -214,6 +218,12 @@ class RestorationGraph(nn.Module):
         for parameter in self.parameters():
             parameter.requires_grad_(False)
 
+    @staticmethod
+    def of(model: "LafrModel") -> "RestorationGraph":
+        """The folded form of a model, in float32 on the CPU."""
+        graph = RestorationGraph(model.preset)
+        return graph.fold(model.state_dict(), model.time_embedding(), model.scaling)
+
     def fold(
         self, tensors: Mapping[str, Tensor], time: Tensor, scaling: float
     ) -> "RestorationGraph":
@@ -225,18 +235,29 @@ class RestorationGraph(nn.Module):
             scaling: the VAE's scaling factor.
 
         Raises:
-            ModelError: a weight is missing.
+            ModelError: a weight is missing, not finite, of another shape, or belongs to no layer.
         """
-        w, step = Weights(tensors), one_step(self.preset.timestep)
-        self.encoder.fold(w / "vae", scaling)
-        self.adapter.fold(w / "adapter")
-        post = (w / "vae").affine("post_quant_conv")
-        conv, residual = fold_one_step(
-            (w / "unet").affine("conv_out"), post, step.alpha, step.sigma, scaling
-        )
-        self.unet.fold(w / "unet", w["prompt"][0], time[0].double(), conv, residual)
-        self.decoder.fold(w / "vae" / "decoder")
+        w = Weights(tensors)
+        try:
+            self._fold(w, time[0].double(), scaling)
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"{w.read[-1]} or what is folded with it has another shape than preset "
+                f"{self.preset.name!r} asks for: {error}"
+            ) from error
+        left = {k for k in tensors if not k.startswith("unet.time_embedding.")} - set(w.read)
+        if left:
+            raise ModelError(f"{len(left)} tensors belong to no layer: {sorted(left)[:6]}")
         return self
+
+    def _fold(self, w: Weights, time: Tensor, scaling: float) -> None:
+        vae, unet, step = w / "vae", w / "unet", one_step(self.preset.timestep)
+        self.encoder.fold(vae, scaling)
+        self.adapter.fold(w / "adapter")
+        out, post = unet.affine("conv_out"), vae.affine("post_quant_conv")
+        conv_out, residual = fold_one_step(out, post, step.alpha, step.sigma, scaling)
+        self.unet.fold(unet, w["prompt"][0], time, conv_out, residual)
+        self.decoder.fold(vae / "decoder")
 
     def use_kernels(self, kernels: bool) -> "RestorationGraph":
         """fr_kernels ops (their compiled forms on a GPU), or torch's own."""

@@ -15,24 +15,30 @@ class Weights:
     `weights / "encoder"` is the view below "encoder."; `weights["conv_in.weight"]` a tensor.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
-        self._tensors, self._prefix = tensors, prefix
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors, self._prefix = tensors, ""
+        self.read: list[str] = []
+        """Names of all tensors read so far, through this view and those below it."""
 
     def __truediv__(self, name: object) -> "Weights":
-        return Weights(self._tensors, f"{self._prefix}{name}.")
-
-    def __contains__(self, name: str) -> bool:
-        return self._prefix + name in self._tensors
+        below = Weights(self._tensors)
+        below._prefix, below.read = f"{self._prefix}{name}.", self.read
+        return below
 
     def __getitem__(self, name: str) -> Tensor:
         """A tensor in float64.
 
         Raises:
-            ModelError: there is none of this name.
+            ModelError: there is none of this name, or it holds a NaN or an infinity.
         """
-        if name not in self:
-            raise ModelError(f"the weights have no {self._prefix}{name}")
-        return self._tensors[self._prefix + name].to(torch.float64)
+        name = self._prefix + name
+        if name not in self._tensors:
+            raise ModelError(f"{name} is missing")
+        self.read.append(name)
+        tensor = self._tensors[name].to(torch.float64)
+        if not bool(tensor.isfinite().all()):
+            raise ModelError(f"NaN or infinity in {name}")
+        return tensor
 
     def affine(self, name: str) -> Affine:
         """Weight and bias of a layer that has both."""
