@@ -24,6 +24,10 @@ COMMANDS = {
         "fr_deploy.cli.import_sd:import_sd",
         "Turn a Stable Diffusion 2.1-base FOLDER (diffusers layout) into a bundle to train.",
     ),
+    "inspect": _Subcommand(
+        "fr_deploy.cli.inspect:inspect",
+        "Count parameters, FLOPs and GPU launches of BUNDLE_OR_PRESET, unfolded and folded.",
+    ),
     "train": _Subcommand("fr_training.cli:train", "Run one training STAGE."),
     "data": _Subcommand("fr_training.cli:data", "Make training data."),
     "eval": _Subcommand(

@@ -266,7 +266,11 @@ class RestorationGraph(nn.Module):
 
     def forward(self, faces: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] RGB, B at least 1 -> the same."""
-        made = self.picture(faces).round().clamp(0, 255)
+        return self.to_bytes(self.picture(faces))
+
+    def to_bytes(self, picture: Tensor) -> Tensor:
+        """Rounded and clamped: [B, 3, S, S] -> uint8 [B, S, S, 3]."""
+        made = picture.round().clamp(0, 255)
         return made.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
     def picture(self, faces: Tensor) -> Tensor:
