@@ -1,6 +1,7 @@
 // Runs a CUDA kernel's blocks on the CPU, one std::thread a CUDA thread, so that its indexing, barriers and
 // arithmetic can be checked without a GPU. It stands in for no instruction: cvt.f32.f16 is emulated.
 #pragma once
+#include <atomic>
 #include <barrier>
 #include <cmath>
 #include <cstring>
@@ -17,7 +18,23 @@ struct Index {
 inline thread_local Index threadIdx, blockIdx;
 inline std::barrier<>* block_barrier;
 
+inline std::atomic<int> block_count;
+
 inline void __syncthreads() { block_barrier->arrive_and_wait(); }
+
+inline int __syncthreads_count(int predicate) {
+    block_count += predicate != 0;
+    __syncthreads();
+    const int count = block_count;
+    __syncthreads();
+    block_count = 0;
+    __syncthreads();
+    return count;
+}
+
+inline void atomicAdd(unsigned long long* sum, unsigned long long value) {
+    std::atomic_ref<unsigned long long>(*sum) += value;
+}
 
 inline float __int_as_float(int bits) {
     float value;
@@ -46,10 +63,16 @@ inline void launch(int blocks, int threads, const std::function<void()>& kernel)
     }
 }
 
+// The same for a kernel whose threads never wait for one another: one after the other, which is far quicker.
+inline void launch_without_barriers(int blocks, int threads, const std::function<void()>& kernel) {
+    for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
+        for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) kernel();
+}
+
 #define __device__
 #define __global__
 #define __shared__ static
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define asm(...) value = half_to_float(half.bits)

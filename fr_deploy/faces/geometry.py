@@ -3,17 +3,16 @@
 A map is float64 [2, 3] and sends a point (x, y) of one picture to `matrix @ (x, y, 1)` of another.
 """
 
-import math
-from typing import cast
-
-import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from fr_kernels.face_warp import plan, reference
 
 Affine = NDArray[np.float64]
 Image = NDArray[np.uint8] | NDArray[np.float32]
 Colour = tuple[int, int, int]
-MARGIN = 4  # pixels around the part of a photo that is cut out: the bicubic kernel reads two
 
 
 def scaling(scale: float) -> Affine:
@@ -47,11 +46,6 @@ def apply(matrix: Affine, points: NDArray[np.floating]) -> NDArray[np.float64]:
     return points.astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
 
-def scale_of(matrix: Affine) -> float:
-    """Pixels of the target per pixel of the source, along a side."""
-    return math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))
-
-
 def fit_similarity(source: NDArray[np.floating], target: NDArray[np.floating]) -> Affine:
     """Rotation, one scale and a shift that carry points [N, 2] nearest to others, in least squares.
 
@@ -68,26 +62,8 @@ def fit_similarity(source: NDArray[np.floating], target: NDArray[np.floating]) -
     )
 
 
-def box_of_square(matrix: Affine, size: int, photo: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The part of a photo that a square of `size` pixels touches.
-
-    Args:
-        matrix: square -> photo.
-        size: side of the square, pixels.
-        photo: height and width.
-
-    Returns:
-        x0, y0, x1, y1, half open, inside the photo; x1 <= x0 or y1 <= y0 when they do not meet.
-    """
-    corner = np.array([(x, y) for x in (-0.5, size - 0.5) for y in (-0.5, size - 0.5)])
-    points = apply(matrix, corner)
-    low = np.maximum(np.floor(points.min(0)).astype(int), 0)
-    high = np.minimum(np.ceil(points.max(0)).astype(int) + 1, photo[::-1])
-    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
-
-
 def warp(image: Image, matrix: Affine, size: tuple[int, int], fill: Colour | None = None) -> Image:
-    """Draw `image` through `matrix` without aliasing.
+    """Draw `image` through `matrix` without aliasing (formula: `fr_kernels/face_warp/reference.py`).
 
     Enlarging is bicubic. Shrinking averages the source by area down to two pixels per output pixel,
     samples those bicubically at twice the size and averages 2x2: 54 dB against 64 samples per pixel
@@ -103,17 +79,8 @@ def warp(image: Image, matrix: Affine, size: tuple[int, int], fill: Colour | Non
     Returns:
         [height, width, C] of the dtype of `image`.
     """
-    scale = scale_of(matrix)
-    if scale >= 1:
-        return _sample(image, matrix, size, fill)
-    # At least two pixels a side stay: a sliver of a photo must not vanish.
-    reduce = max(2 * scale, 2 / min(image.shape[:2]))
-    if reduce < 1:
-        how = cv2.INTER_AREA
-        image = _as_drawn(cv2.resize(image, None, fx=reduce, fy=reduce, interpolation=how))
-        matrix = compose(matrix, invert(scaling(reduce)))
-    double = _sample(image, compose(scaling(2), matrix), (2 * size[0], 2 * size[1]), fill)
-    return _as_drawn(cv2.resize(double, size, interpolation=cv2.INTER_AREA))
+    drawn = reference.drawn(tensor_of(image), plan.affine(matrix.tolist()), *size, fill)
+    return (reference.rounded(drawn) if image.dtype == np.uint8 else drawn).numpy()
 
 
 def cut(
@@ -130,24 +97,16 @@ def cut(
     Returns:
         uint8 [size, size, 3].
     """
-    height, width = rgb.shape[:2]
-    x0, y0, x1, y1 = box_of_square(invert(matrix), size, (height, width))
-    # A square wholly outside the photo sees the nearest pixels.
-    x0, x1 = min(max(x0 - MARGIN, 0), width - 1), max(min(x1 + MARGIN, width), 1)
-    y0, y1 = min(max(y0 - MARGIN, 0), height - 1), max(min(y1 + MARGIN, height), 1)
-    part = np.ascontiguousarray(rgb[y0:y1, x0:x1])
-    drawn = warp(part, compose(matrix, translation(x0, y0)), (size, size), fill)
-    return drawn.astype(np.uint8, copy=False)
+    to_square = plan.affine(matrix.tolist())
+    part = plan.part_box(to_square, size, rgb.shape[0], rgb.shape[1])
+    pixels = tensor_of(rgb[part.top : part.bottom, part.left : part.right])
+    return reference.cut_part(pixels, part, to_square, size, fill).numpy()
 
 
-def _sample(image: Image, matrix: Affine, size: tuple[int, int], fill: Colour | None) -> Image:
-    mirror = cv2.BORDER_REFLECT_101
-    if min(image.shape[:2]) == 1:
-        mirror = cv2.BORDER_REPLICATE  # OpenCV 5.0 never ends mirroring a single pixel
-    border = mirror if fill is None else cv2.BORDER_CONSTANT
-    how = cv2.INTER_CUBIC
-    return _as_drawn(cv2.warpAffine(image, matrix, size, None, how, border, fill or (0, 0, 0)))
+def tensor_of(array: Image) -> Tensor:
+    """A tensor of the array's pixels: the same memory, but a copy where torch cannot share it.
 
-
-def _as_drawn(image: cv2.typing.MatLike) -> Image:
-    return cast(Image, image)
+    It cannot if the array is read-only or runs backwards along an axis.
+    """
+    shared = array.flags.writeable and min(array.strides, default=0) >= 0
+    return torch.from_numpy(array if shared else array.copy())

@@ -15,22 +15,13 @@ from functools import cache
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fr_deploy.errors import UsageError
-from fr_deploy.faces.geometry import (
-    Affine,
-    box_of_square,
-    compose,
-    cut,
-    invert,
-    scale_of,
-    scaling,
-    translation,
-    warp,
-)
-
-BAND = 256  # photo rows blended at a time: bounds the memory of a face that fills the photo
+from fr_deploy.faces.geometry import Affine, compose, invert, scaling, tensor_of
+from fr_kernels.face_warp import reference
+from fr_kernels.face_warp.op import paste_faces
 
 
 @dataclass(frozen=True)
@@ -84,62 +75,16 @@ def paste_face(
     """
     if not 0 <= blend <= 1:
         raise UsageError(f"blend is {blend}; give a number from 0 to 1")
-    size = len(restored)
-    x0, y0, x1, y1 = box_of_square(invert(matrix), size, photo.shape[:2])
-    if x1 <= x0 or y1 <= y0:
-        return PasteStats(0, 0)
-    face, kept, read = restored.astype(np.float32), 0.0, 0
-    if scale_of(matrix) < 1:
-        crop = cut(photo, matrix, size)
-        kept = kept_detail(crop, restored)
-        face -= np.float32(kept) * crop
-        read = (x1 - x0) * (y1 - y0)
-    written = 0
-    for top in range(y0, y1, BAND):
-        view = photo[top : min(top + BAND, y1), x0:x1]
-        to_view = compose(translation(-x0, -top), invert(matrix))
-        written += _blend(view, face, to_view, blend, kept)
-        read += view.shape[0] * view.shape[1]
-    return PasteStats(read, written)
-
-
-def kept_detail(crop: NDArray[np.uint8], restored: NDArray[np.uint8]) -> float:
-    """How much of the finest detail of a crop its restoration kept: 0 none, 1 all.
-
-    The least-squares factor between what a Gaussian blur of half a pixel takes away from either,
-    weighted by the mask.
-    """
-    before, after = (
-        x.astype(np.float32) - cv2.GaussianBlur(x.astype(np.float32), (0, 0), 0.5)
-        for x in (crop, restored)
-    )
-    weighted = before * face_mask(len(crop))[..., None]
-    energy = float(np.vdot(weighted, before))
-    return min(max(float(np.vdot(weighted, after)) / energy, 0.0), 1.0) if energy > 0 else 1.0
+    frame, face = tensor_of(photo), tensor_of(restored)
+    maps = torch.from_numpy(matrix.astype(np.float64))[None]
+    which = torch.zeros(1, dtype=torch.int32)
+    counts = paste_faces(frame[None], which, face[None], maps, blend, impl="reference")
+    if not np.may_share_memory(photo, frame.numpy()):
+        photo[:] = frame.numpy()
+    return PasteStats(*counts[0].tolist())
 
 
 @cache
 def face_mask(size: int) -> NDArray[np.float32]:
-    """The weight of the restored face: float32 [size, size], 1 inside, 0 at the border.
-
-    A square with round corners (a superellipse of degree 4): no straight edge to see. It falls from
-    1 to 0 over a tenth of the side, so the seam is as soft as the face is large; the outer 1.5 %,
-    where a restorer sees the border of its input, is never used.
-    """
-    axis = np.abs((np.arange(size) + 0.5) * 2 / size - 1)
-    radius = (axis[:, None] ** 4 + axis[None] ** 4) ** 0.25
-    ramp = np.clip((0.97 - radius) / 0.2, 0, 1)
-    return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
-
-
-def _blend(
-    view: NDArray[np.uint8], face: NDArray[np.float32], to_view: Affine, blend: float, kept: float
-) -> int:
-    height, width = view.shape[:2]
-    mask = cv2.warpAffine(face_mask(len(face)), to_view, (width, height))[..., None]
-    drawn = warp(face, to_view, (width, height))
-    old = view.astype(np.float32)
-    new = old + np.float32(blend) * mask * (drawn - np.float32(1 - kept) * old)
-    inside = np.asarray(mask > 0)
-    np.copyto(view, np.rint(new).clip(0, 255).astype(np.uint8), where=inside)
-    return int(inside.sum())
+    """The weight of the restored face: float32 [size, size], 1 inside, 0 at the border."""
+    return reference.face_mask(size).numpy()

@@ -1,0 +1,128 @@
+"""CUDA C++ of `csrc/`, compiled by NVRTC for the GPU at hand, cached on disk, and launched on torch's stream.
+
+cuda-python (`cuda.core`) is imported when a kernel is compiled or launched, never before.
+"""
+
+import ctypes
+import hashlib
+import importlib
+import logging
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fr_kernels.sources import cuda_source
+
+_LOG = logging.getLogger("fr_kernels")
+STANDARD = "c++17"
+
+
+def launch(
+    source: str, kernel: str, blocks: int, threads: int, *args: Tensor | int | float
+) -> None:
+    """Run one kernel on the current stream of its tensors' device; does nothing on an empty grid.
+
+    Args:
+        source: name in `csrc/`, without the suffix.
+        kernel: its `extern "C"` function.
+        blocks: of the grid, one-dimensional.
+        threads: of a block.
+        args: as the kernel declares them: a tensor for a pointer, an int for an `int`, a float for a `float`.
+    """
+    if not blocks:
+        return
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    core = _core()
+    # torch uses the same primary context, and gets its own device back afterwards.
+    with torch.cuda.device(device):
+        core.Device(device.index).set_current()
+        stream = core.Stream.from_handle(torch.cuda.current_stream(device).cuda_stream)
+        config = core.LaunchConfig(grid=blocks, block=threads)
+        function = _kernel(source, kernel, architecture(device))
+        core.launch(stream, config, function, *(_argument(arg) for arg in args))
+
+
+def architecture(device: torch.device) -> str:
+    """What NVRTC calls this GPU, such as "sm_90"."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def cubin(source: str, arch: str) -> bytes:
+    """Machine code of a source for an architecture: from the cache folder, or compiled and put there.
+
+    The file is named after the architecture and the SHA-256 of source, options and NVRTC's version, so nothing in the
+    folder is ever out of date. A folder that cannot be written costs the cache, not the call.
+    """
+    path = cache_folder() / f"{source}-{arch}-{_key(source)}.cubin"
+    if path.is_file():
+        return path.read_bytes()
+    code = _compiled(source, arch)
+    try:
+        _write(path, code)
+    except OSError as error:
+        _LOG.warning("the compiled %s is not cached: %s", source, error)
+    return code
+
+
+def cache_folder() -> Path:
+    """`$FR_DEPLOY_CACHE/nvrtc`, else `~/.cache/fr-deploy/nvrtc`."""
+    root = os.environ.get("FR_DEPLOY_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "fr-deploy") / "nvrtc"
+
+
+@cache
+def _kernel(source: str, kernel: str, arch: str) -> Any:
+    return _code(source, arch).get_kernel(kernel)
+
+
+@cache
+def _code(source: str, arch: str) -> Any:
+    return _core().ObjectCode.from_cubin(cubin(source, arch))
+
+
+def _compiled(source: str, arch: str) -> bytes:
+    core = _core()
+    options = core.ProgramOptions(name=f"{source}.cu", std=STANDARD, arch=arch)
+    return bytes(core.Program(cuda_source(source), "c++", options).compile("cubin").code)
+
+
+def _key(source: str) -> str:
+    parts = (cuda_source(source), STANDARD, *map(str, _nvrtc_version()))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _nvrtc_version() -> tuple[int, int]:
+    error, major, minor = _module("cuda.bindings.nvrtc").nvrtcVersion()
+    if int(error):
+        raise RuntimeError(f"NVRTC does not tell its version: {error}")
+    return major, minor
+
+
+def _write(path: Path, code: bytes) -> None:
+    """At once or not at all: another process may look for the file meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(code)
+    Path(file.name).replace(path)
+
+
+def _argument(value: Tensor | int | float) -> Any:
+    """cuda.core passes a Python int as a pointer, and ctypes as what they are."""
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return ctypes.c_int(value) if isinstance(value, int) else ctypes.c_float(value)
+
+
+def _core() -> Any:
+    return _module("cuda.core")
+
+
+def _module(name: str) -> Any:
+    # By name: an optional package, which a type checker need not find.
+    return importlib.import_module(name)
