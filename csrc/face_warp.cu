@@ -20,64 +20,52 @@ constexpr int TAPS = 4;  // of the bicubic kernel, a side
 
 // The columns of `jobs`, in the order of `_row` in kernels/fr_kernels/face_warp/cuda_impl.py.
 enum Field {
-    PICTURE,        // byte where the source begins: the part of a frame, or a face
-    PITCH,          // bytes from one row of the source to the next
-    HEIGHT,         // of the source
-    WIDTH,
-    REDUCE,         // the source is averaged to this part of its size; 1: it is not
-    ROWS,           // of what is sampled: the averaged source, or the source
-    COLUMNS,
-    AVERAGE,        // float where the averaged source begins
-    AVERAGE_BLOCK,  // first block of face_average
-    SPREAD,         // 0: one sample a pixel; else the mean of four, this far from its middle
-    XX, XY, X0,     // output pixel -> pixel of what is sampled
+    PICTURE, PITCH,     // the source, part of a frame or a face: its first byte, and bytes from row to row
+    HEIGHT, WIDTH,
+    REDUCE,             // the source is averaged to this part of its size; 1: it is not
+    ROWS, COLUMNS,      // of what is sampled: the averaged source, or the source
+    AVERAGE,            // float where the averaged source begins
+    AVERAGE_BLOCK,      // first block of face_average
+    SPREAD,             // 0: one sample a pixel; else the mean of four, this far from its middle
+    XX, XY, X0,         // output pixel -> pixel of what is sampled
     YX, YY, Y0,
-    TARGET,         // byte where the output begins: a crop, or a box of a frame
-    TARGET_PITCH,
-    LEFT, TOP,      // coordinates of the output's first pixel
-    TARGET_WIDTH,
-    TARGET_HEIGHT,
-    DRAW_BLOCK,     // first block of face_cut or face_blend
-    FACE,           // which face of the call
-    LARGE,          // which of the large faces of this launch; -1: a face of up to S pixels
-    MXX, MXY, MX0,  // frame -> crop, for the mask
+    TARGET,             // byte where the output begins: a crop, or a box of a frame
+    TARGET_PITCH,       // its bytes from row to row
+    LEFT, TOP,          // coordinates of the output's first pixel
+    TARGET_WIDTH, TARGET_HEIGHT,
+    DRAW_BLOCK,         // first block of face_cut or face_blend
+    FACE,               // which face of the call
+    LARGE,              // which of the large faces of this launch; -1: a face of up to S pixels
+    MXX, MXY, MX0,      // frame -> crop, for the mask
     MYX, MYY, MY0,
     FIELDS
 };
 
-struct Rgb {
-    float r, g, b;
-};
+struct Rgb { float r, g, b; };
 
-__device__ __forceinline__ void add(Rgb& sum, float weight, Rgb x) {
-    sum.r += weight * x.r, sum.g += weight * x.g, sum.b += weight * x.b;
-}
+__device__ __forceinline__ Rgb operator*(float a, Rgb x) { return {a * x.r, a * x.g, a * x.b}; }
+__device__ __forceinline__ Rgb operator+(Rgb x, Rgb y) { return {x.r + y.r, x.g + y.g, x.b + y.b}; }
+__device__ __forceinline__ Rgb operator-(Rgb x, Rgb y) { return {x.r - y.r, x.g - y.g, x.b - y.b}; }
+__device__ __forceinline__ float dot(Rgb x, Rgb y) { return x.r * y.r + x.g * y.g + x.b * y.b; }
 
 // What can be sampled: uint8 pixels, float averages, or the difference of two uint8 pictures.
-struct Bytes {
-    const unsigned char* pixels;
-    long long pitch;
+template <typename T>
+struct Pixels {
+    const T* first;
+    long long pitch;  // elements from row to row
     __device__ __forceinline__ Rgb at(int row, int column) const {
-        const unsigned char* p = pixels + row * pitch + 3 * column;
+        const T* p = first + row * pitch + 3 * column;
         return {float(p[0]), float(p[1]), float(p[2])};
     }
 };
 
-struct Averages {
-    const float* pixels;
-    int columns;
-    __device__ __forceinline__ Rgb at(int row, int column) const {
-        const float* p = pixels + 3 * ((long long)row * columns + column);
-        return {p[0], p[1], p[2]};
-    }
-};
+using Bytes = Pixels<unsigned char>;
 
 struct Difference {
     Bytes restored, crop;
     float kept;
     __device__ __forceinline__ Rgb at(int row, int column) const {
-        const Rgb x = restored.at(row, column), c = crop.at(row, column);
-        return {x.r - kept * c.r, x.g - kept * c.g, x.b - kept * c.b};
+        return restored.at(row, column) - kept * crop.at(row, column);
     }
 };
 
@@ -90,32 +78,28 @@ __device__ __forceinline__ int mirror(int i, int n) {
     return i < n ? i : period - i;
 }
 
-// Keys' cubic convolution, a = -3/4, of the four pixels around a point of a line of n.
-__device__ __forceinline__ void neighbours(double at, int n, float (&weight)[TAPS], int (&index)[TAPS]) {
-    const double below = floor(fmin(fmax(at, -1e9), 1e9));
-    const float t = float(at - below), s = 1.0f - t;
-    const float a = -0.75f;
-    weight[0] = ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a;
-    weight[1] = ((a + 2) * t - (a + 3)) * t * t + 1;
-    weight[2] = ((a + 2) * s - (a + 3)) * s * s + 1;
-    weight[3] = ((a * (s + 1) - 5 * a) * (s + 1) + 8 * a) * (s + 1) - 4 * a;
-#pragma unroll
-    for (int k = 0; k < TAPS; ++k) index[k] = mirror(int(below) - 1 + k, n);
+// Keys' cubic convolution, a = -3/4, of a pixel this far away.
+__device__ __forceinline__ float keys(float distance) {
+    const float a = -0.75f, d = fabsf(distance);
+    return d <= 1 ? ((a + 2) * d - (a + 3)) * d * d + 1 : ((a * d - 5 * a) * d + 8 * a) * d - 4 * a;
 }
 
 template <typename Picture>
 __device__ __forceinline__ Rgb bicubic(const Picture& picture, int rows, int columns, double x, double y) {
-    float across[TAPS], down[TAPS];
-    int column[TAPS], row[TAPS];
-    neighbours(x, columns, across, column);
-    neighbours(y, rows, down, row);
-    Rgb sum = {0, 0, 0};
+    const double left = floor(fmin(fmax(x, -1e9), 1e9)) - 1, top = floor(fmin(fmax(y, -1e9), 1e9)) - 1;
+    const float from_left = float(x - left), from_top = float(y - top);
+    float across[TAPS];
+    int column[TAPS];
 #pragma unroll
+    for (int i = 0; i < TAPS; ++i) across[i] = keys(from_left - i), column[i] = mirror(int(left) + i, columns);
+    Rgb sum = {0, 0, 0};
+#pragma unroll 1  // unrolled, face_blend takes 128 registers and spills on sm_120
     for (int j = 0; j < TAPS; ++j) {
+        const int row = mirror(int(top) + j, rows);
         Rgb line = {0, 0, 0};
 #pragma unroll
-        for (int i = 0; i < TAPS; ++i) add(line, across[i], picture.at(row[j], column[i]));
-        add(sum, down[j], line);
+        for (int i = 0; i < TAPS; ++i) line = line + across[i] * picture.at(row, column[i]);
+        sum = sum + keys(from_top - j) * line;
     }
     return sum;
 }
@@ -132,7 +116,7 @@ __device__ __forceinline__ Rgb draw(const Picture& picture, const double* job, d
         const double u = x + (k & 1 ? spread : -spread), v = y + (k & 2 ? spread : -spread);
         const double across = job[XX] * u + (job[XY] * v + job[X0]);
         const double down = job[YX] * u + (job[YY] * v + job[Y0]);
-        add(sum, 1.0f / samples, bicubic(picture, rows, columns, across, down));
+        sum = sum + (1.0f / samples) * bicubic(picture, rows, columns, across, down);
     }
     return sum;
 }
@@ -141,13 +125,21 @@ __device__ __forceinline__ Bytes picture_of(const unsigned char* pictures, const
     return {pictures + (long long)job[PICTURE], (long long)job[PITCH]};
 }
 
-__device__ __forceinline__ Averages average_of(const float* averages, const double* job) {
-    return {averages + (long long)job[AVERAGE], int(job[COLUMNS])};
+// D of the whole source of a job, or of its averages.
+__device__ __forceinline__ Rgb draw_source(
+    const unsigned char* pictures, const float* averages, const double* job, double x, double y) {
+    if (job[REDUCE] == 1) return draw(picture_of(pictures, job), job, x, y);
+    const Pixels<float> averaged = {averages + (long long)job[AVERAGE], 3 * (long long)job[COLUMNS]};
+    return draw(averaged, job, x, y);
 }
 
 // Half to even, as the reference rounds.
 __device__ __forceinline__ unsigned char rounded(float value) {
     return (unsigned char)fminf(fmaxf(rintf(value), 0.0f), 255.0f);
+}
+
+__device__ __forceinline__ void write(unsigned char* pixel, Rgb value) {
+    pixel[0] = rounded(value.r), pixel[1] = rounded(value.g), pixel[2] = rounded(value.b);
 }
 
 // The job whose blocks include this one: the last that begins at or before it.
@@ -185,8 +177,8 @@ __device__ __forceinline__ Rgb fine_detail(
         const int y = mirror(row + j, size);
 #pragma unroll
         for (int i = -2; i <= 2; ++i)
-            add(line, half[i < 0 ? -i : i], picture.at(y, mirror(column + i, size)));
-        add(sum, -half[j < 0 ? -j : j], line);
+            line = line + half[i < 0 ? -i : i] * picture.at(y, mirror(column + i, size));
+        sum = sum + -half[j < 0 ? -j : j] * line;
     }
     return sum;
 }
@@ -211,9 +203,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) face_average(
         Rgb line = {0, 0, 0};
         for (int x = int(left); x < right; ++x) {
             const float width = float(fmin(right, x + 1.0) - fmax(left, double(x)));
-            add(line, width, picture.at(y, x));
+            line = line + width * picture.at(y, x);
         }
-        add(sum, height, line);
+        sum = sum + height * line;
     }
     const float scale = float(1 / ((bottom - top) * (right - left)));
     float* out = averages + (long long)job[AVERAGE] + 3 * pixel;
@@ -227,10 +219,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) face_cut(
     const long long pixel = rank_in(job, DRAW_BLOCK);
     if (pixel >= (long long)int(job[TARGET_HEIGHT]) * width) return;
     const int y = int(pixel / width), x = int(pixel % width);
-    const Rgb drawn = job[REDUCE] < 1 ? draw(average_of(averages, job), job, x, y)
-                                      : draw(picture_of(frames, job), job, x, y);
     unsigned char* out = crops + (long long)job[TARGET] + y * (long long)job[TARGET_PITCH] + 3 * x;
-    out[0] = rounded(drawn.r), out[1] = rounded(drawn.g), out[2] = rounded(drawn.b);
+    write(out, draw_source(frames, averages, job, x, y));
 }
 
 // The two sums of g over a share of a large face: partials double [n, blocks, 2] of the grid's n x blocks blocks.
@@ -250,22 +240,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) face_detail(
         const int y = pixel / size, x = pixel % size;
         const float mask = mask_at(x, y, size);
         const Rgb before = fine_detail(crop, size, y, x, half), after = fine_detail(face, size, y, x, half);
-        const Rgb weighted = {mask * before.r, mask * before.g, mask * before.b};
-        energy += weighted.r * before.r + weighted.g * before.g + weighted.b * before.b;
-        common += weighted.r * after.r + weighted.g * after.g + weighted.b * after.b;
+        energy += dot(mask * before, before), common += dot(mask * before, after);
     }
     sums[0][threadIdx.x] = energy, sums[1][threadIdx.x] = common;
     __syncthreads();
     for (int step = THREADS / 2; step; step /= 2) {
-        if (threadIdx.x < step) {
-            sums[0][threadIdx.x] += sums[0][threadIdx.x + step];
-            sums[1][threadIdx.x] += sums[1][threadIdx.x + step];
-        }
+        if (threadIdx.x < step)
+            for (auto& sum : sums) sum[threadIdx.x] += sum[threadIdx.x + step];
         __syncthreads();
     }
-    if (threadIdx.x == 0) {
-        partials[2LL * blockIdx.x] = sums[0][0], partials[2LL * blockIdx.x + 1] = sums[1][0];
-    }
+    if (threadIdx.x < 2) partials[2LL * blockIdx.x + threadIdx.x] = sums[threadIdx.x][0];
 }
 
 // g of each of n large faces, from the partial sums.
@@ -273,11 +257,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) face_keep(
     const double* partials, int n, int blocks, float* kept) {
     const int large = int(blockIdx.x) * THREADS + threadIdx.x;
     if (large >= n) return;
+    const double* sums = partials + 2LL * large * blocks;
     double energy = 0, common = 0;
-    for (int block = 0; block < blocks; ++block) {
-        energy += partials[2LL * (large * (long long)blocks + block)];
-        common += partials[2LL * (large * (long long)blocks + block) + 1];
-    }
+    for (int block = 0; block < blocks; ++block) energy += sums[2 * block], common += sums[2 * block + 1];
     kept[large] = energy > 0 ? float(fmin(fmax(common / energy, 0.0), 1.0)) : 1.0f;
 }
 
@@ -298,22 +280,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) face_blend(
     const int inside = __syncthreads_count(mask > 0);
     if (threadIdx.x == 0 && inside) atomicAdd(counts + 2 * (long long)job[FACE] + 1, (unsigned long long)inside);
     if (!(mask > 0)) return;
-    const Bytes face = picture_of(faces, job);
     const int large = int(job[LARGE]);
     float kept = 0;
     Rgb drawn;
-    if (large >= 0) {
+    if (large < 0) {
+        drawn = draw_source(faces, averages, job, x, y);
+    } else {
         kept = kept_of[large];
         const Bytes crop = {crops + large * (3LL * size * size), 3LL * size};
-        drawn = draw(Difference{face, crop, kept}, job, x, y);
-    } else if (job[REDUCE] < 1) {
-        drawn = draw(average_of(averages, job), job, x, y);
-    } else {
-        drawn = draw(face, job, x, y);
+        drawn = draw(Difference{picture_of(faces, job), crop, kept}, job, x, y);
     }
     unsigned char* out = frames + (long long)job[TARGET] + row * (long long)job[TARGET_PITCH] + 3 * column;
-    const float weight = blend * mask, fresh = 1 - kept;
-    out[0] = rounded(out[0] + weight * (drawn.r - fresh * out[0]));
-    out[1] = rounded(out[1] + weight * (drawn.g - fresh * out[1]));
-    out[2] = rounded(out[2] + weight * (drawn.b - fresh * out[2]));
+    const Rgb old = {float(out[0]), float(out[1]), float(out[2])};
+    write(out, old + (blend * mask) * (drawn - (1 - kept) * old));
 }

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from fr_kernels.dispatch import KernelUnavailableError
-from fr_kernels.face_warp import plan, reference
+from fr_kernels.face_warp import draw, plan
 from fr_kernels.face_warp.op import cut_faces, paste_faces
 from kernel_checks import check_operator, compiles_whole
 from scenes import face_crop, texture
@@ -186,7 +186,7 @@ def test_a_paste_is_the_formula(angle: float, scale: float, middle: tuple[float,
     exact = frame.astype(float)
     frames, which, maps = _tensors(frame, matrix)
     crop = cut_faces(frames, which, maps, SIZE)
-    restored = reference.rounded(0.5 * crop + 0.4 * crop.roll(1, 2) + 9)
+    restored = draw.rounded(0.5 * crop + 0.4 * crop.roll(1, 2) + 9)
     before, after = crop[0].double().numpy(), restored[0].double().numpy()
     counts = paste_faces(frames, which, restored, maps, 0.9)
     pasted = frames[0].numpy()
@@ -316,9 +316,8 @@ def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     restored = torch.from_numpy(texture(SIZE, SIZE, 2))[None]
     crops, pasted = [cut_faces(frames, which, maps, SIZE)], [frames.clone(), frames.clone()]
     paste_faces(pasted[0], which, restored, maps)
-    monkeypatch.setattr(reference, "BAND", 37)
-    monkeypatch.setattr(reference, "AVERAGED_ROWS", 5)
-    monkeypatch.setattr(reference, "CHUNK", 50)
+    monkeypatch.setattr(draw, "SAMPLES", 1000)
+    monkeypatch.setattr(draw, "AVERAGED_ROWS", 5)
     crops.append(cut_faces(frames, which, maps, SIZE))
     paste_faces(pasted[1], which, restored, maps)
     assert torch.equal(*crops)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fr_kernels import nvrtc
 from fr_kernels.dispatch import declared_launches
-from fr_kernels.face_warp import cuda_impl, plan, reference
+from fr_kernels.face_warp import cuda_impl, draw, plan, reference
 from fr_kernels.face_warp.op import cut_faces, paste_faces
 from fr_kernels.sources import cuda_source
 from kernel_checks import launches, poisoned
@@ -188,7 +188,7 @@ def test_paste_is_the_reference(
 ) -> None:
     frames, maps, which = _frames(), _maps(place), torch.zeros(1, dtype=torch.int32)
     crop = reference.cut_faces(frames, which, maps, SIZE)
-    restored = reference.rounded(0.5 * crop + 0.4 * crop.roll(1, 2) + 9)
+    restored = draw.rounded(0.5 * crop + 0.4 * crop.roll(1, 2) + 9)
     expected = frames.clone()
     counts = reference.paste_faces(expected, which, restored, maps, 0.9)
     with poisoned(monkeypatch):

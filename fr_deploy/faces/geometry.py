@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fr_kernels.face_warp import plan, reference
+from fr_kernels.face_warp import draw, plan, reference
 
 Affine = NDArray[np.float64]
 Image = NDArray[np.uint8] | NDArray[np.float32]
@@ -79,8 +79,7 @@ def warp(image: Image, matrix: Affine, size: tuple[int, int], fill: Colour | Non
     Returns:
         [height, width, C] of the dtype of `image`.
     """
-    drawn = reference.drawn(tensor_of(image), plan.affine(matrix.tolist()), *size, fill)
-    return (reference.rounded(drawn) if image.dtype == np.uint8 else drawn).numpy()
+    return draw.drawn(tensor_of(image), plan.affine(matrix.tolist()), *size, fill).numpy()
 
 
 def cut(

@@ -36,6 +36,10 @@ class Affine(NamedTuple):
         """Where points go; x and y broadcast."""
         return self.xx * x + (self.xy * y + self.x0), self.yx * x + (self.yy * y + self.y0)
 
+    def point(self, x: float, y: float) -> tuple[float, float]:
+        """Where one point goes."""
+        return self.xx * x + (self.xy * y + self.x0), self.yx * x + (self.yy * y + self.y0)
+
     def after(self, inner: "Affine") -> "Affine":
         """The map that applies `inner`, then this one."""
         return Affine(
@@ -105,6 +109,10 @@ class Box(NamedTuple):
         """How many it holds."""
         return max(self.width, 0) * max(self.height, 0)
 
+    def of(self, picture: Tensor) -> Tensor:
+        """Its pixels in [H, W, ...], a view."""
+        return picture[self.top : self.bottom, self.left : self.right]
+
     def meets(self, other: "Box") -> bool:
         """Whether the two share a pixel."""
         return (
@@ -125,9 +133,8 @@ def square_box(matrix: Affine, size: int, height: int, width: int) -> Box:
         width: of the frame.
     """
     back = matrix.inverse()
-    corners = [(x, y) for x in (-0.5, size - 0.5) for y in (-0.5, size - 0.5)]
-    xs = [back.xx * x + back.xy * y + back.x0 for x, y in corners]
-    ys = [back.yx * x + back.yy * y + back.y0 for x, y in corners]
+    ends = (-0.5, size - 0.5)
+    xs, ys = zip(*(back.point(x, y) for x in ends for y in ends), strict=True)
     return Box(
         max(math.floor(min(xs)), 0),
         max(math.floor(min(ys)), 0),

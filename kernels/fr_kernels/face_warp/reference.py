@@ -26,9 +26,9 @@ face float64. A face's cost follows its area: no pixel outside `plan.part_box` i
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fr_kernels.face_warp.draw import averaged, bands, draw, points, rounded, sampled
 from fr_kernels.face_warp.plan import (
     Affine,
     Box,
@@ -40,11 +40,7 @@ from fr_kernels.face_warp.plan import (
     square_box,
 )
 
-BAND = 128  # frame rows blended at a time: bounds the memory of a face that fills its frame
-AVERAGED_ROWS = 64  # rows averaged at a time: bounds likewise
-CHUNK = 1024  # samples of a batch entry: torch divides the work on a CPU among its threads by batch alone
 MASK_EDGE, MASK_RAMP = 0.97, 0.2
-SPOTS = ((-1, -1), (1, -1), (-1, 1), (1, 1))
 SIGMA, TAPS = 0.5, 2  # of the Gaussian, and its taps either side
 
 
@@ -74,7 +70,7 @@ def paste_faces(
 def cut_face(frame: Tensor, matrix: Affine, size: int) -> Tensor:
     """[H, W, 3] -> uint8 [size, size, 3]."""
     part = part_box(matrix, size, frame.shape[0], frame.shape[1])
-    return cut_part(frame[part.top : part.bottom, part.left : part.right], part, matrix, size)
+    return cut_part(part.of(frame), part, matrix, size)
 
 
 def cut_part(
@@ -85,7 +81,7 @@ def cut_part(
     fill: tuple[int, int, int] | None = None,
 ) -> Tensor:
     """`cut_face` from the pixels of `part_box`; `fill`: a colour outside them, instead of the mirror image."""
-    return rounded(_drawn(pixels, drawing_of_part(part, matrix), size, size, fill))
+    return draw(pixels, drawing_of_part(part, matrix), size, size, fill)
 
 
 def paste_face(frame: Tensor, face: Tensor, matrix: Affine, blend: float) -> tuple[int, int]:
@@ -94,112 +90,66 @@ def paste_face(frame: Tensor, face: Tensor, matrix: Affine, blend: float) -> tup
     box = square_box(matrix, size, frame.shape[0], frame.shape[1])
     if not box.pixels:
         return 0, 0
-    kept, read, difference = 0.0, box.pixels, face.float()
+    kept, read, picture = 0.0, box.pixels, face
     if matrix.scale < 1:
         crop = cut_face(frame, matrix, size)
         kept, read = kept_detail(crop, face), 2 * read
-        difference = difference - kept * crop
+        picture = face.float().sub_(crop, alpha=kept)
     how = drawing(size, size, matrix.inverse())
-    source, written = averaged(difference, how), 0
-    for top in range(box.top, box.bottom, BAND):
-        band = Box(box.left, top, box.right, min(top + BAND, box.bottom))
-        view = frame[band.top : band.bottom, band.left : band.right]
-        x, y = _pixels(band, frame.device)
-        mask = mask_at(*matrix.mapped(x, y), size)
-        inside = mask > 0
-        x, y = (at.expand_as(mask)[inside] for at in (x, y))
-        old, weight = view[inside].float(), blend * mask[inside, None]
-        view[inside] = rounded(old + weight * (sampled(source, how, x, y) - (1 - kept) * old))
-        written += len(x)
+    source, written = averaged(picture, how), 0
+    unused = _outside_is_unused(source, how)
+    for band in bands(box, how):
+        mask = mask_at(matrix, band, size, frame.device)
+        if inside := mask.amax(0).nonzero().flatten().tolist():
+            mask = mask[:, inside[0] : inside[-1] + 1]
+            left, right = band.left + inside[0], band.left + inside[-1] + 1
+            part = Box(left, band.top, right, band.bottom)
+            _blend(part.of(frame), sampled(source, how, part, zeros=unused), blend * mask, kept)
+            written += int(mask.count_nonzero())
     return read, written
 
 
-def drawn(
-    image: Tensor,
-    matrix: Affine,
-    width: int,
-    height: int,
-    fill: tuple[int, int, int] | None = None,
-) -> Tensor:
-    """D of [H, W, C] -> float [height, width, C], not rounded."""
-    return _drawn(image, drawing(image.shape[0], image.shape[1], matrix), width, height, fill)
+def mask_at(matrix: Affine, box: Box, size: int, device: torch.device | None) -> Tensor:
+    """m at the frame pixels of a box: float32 [height, width].
 
-
-def rounded(values: Tensor) -> Tensor:
-    """To uint8, half to even."""
-    return values.round().clamp(0, 255).to(torch.uint8)
-
-
-def averaged(image: Tensor, how: Drawing) -> Tensor:
-    """q: [H, W, C] -> float [rows, columns, C]."""
-    image = image if image.is_floating_point() or how.reduce < 1 else image.float()
-    if how.reduce == 1:
-        return image
-    bands = [
-        _means(_means(image, 0, how.reduce, start, min(start + AVERAGED_ROWS, how.rows)), 1,
-               how.reduce, 0, how.columns)
-        for start in range(0, how.rows, AVERAGED_ROWS)
-    ]  # fmt: skip
-    return torch.cat(bands)
-
-
-def sampled(
-    source: Tensor, how: Drawing, x: Tensor, y: Tensor, fill: tuple[int, int, int] | None = None
-) -> Tensor:
-    """D at output pixels x, y, float64 [n], from q [rows, columns, C]: [n, C]."""
-    channels, spots = source.shape[2], SPOTS if how.spread else SPOTS[:1]
-    grid = torch.cat([_grid(source, how, x + a * how.spread, y + b * how.spread) for a, b in spots])
-    background = None if fill is None else source.new_tensor(fill)[:channels]
-    batch = source if background is None else source - background
-    batch = batch.permute(2, 0, 1).expand(len(grid), -1, -1, -1)
-    # Where no sample reads beyond the picture, all borders are the same, and zeros cost a CPU a quarter less.
-    inner = bool((grid.abs() < 1 - 2 / max(min(source.shape[:2]) - 1, 1)).all())
-    border = "reflection" if background is None and not inner else "zeros"
-    out = F.grid_sample(batch, grid, "bicubic", border, align_corners=True)
-    out = out.view(len(spots), -1, channels, CHUNK).mean(0)
-    out = out.permute(0, 2, 1).reshape(-1, channels)[: len(x)]
-    return out if background is None else out + background
-
-
-def mask_at(x: Tensor, y: Tensor, size: int) -> Tensor:
-    """m at points of the crop, float32: 1 inside, 0 at the border, a square with round corners between.
-
-    It falls from 1 to 0 over a tenth of the side, so the seam is as soft as the face is large; the outer 1.5 %, where
-    a restorer sees the border of its input, is never used.
+    1 inside, 0 at the border, a square with round corners between. It falls from 1 to 0 over a tenth of the side, so
+    the seam is as soft as the face is large; the outer 1.5 %, where a restorer sees the border of its input, is never
+    used.
     """
-    across, down = (((at + 0.5) * (2 / size) - 1).float() for at in (x, y))
-    radius = (across.square().square() + down.square().square()).sqrt().sqrt()
-    ramp = ((MASK_EDGE - radius) / MASK_RAMP).clamp(0, 1)
-    return ramp * ramp * (3 - 2 * ramp)
+    unit = Affine(2 / size, 0, 1 / size - 1, 0, 2 / size, 1 / size - 1).after(matrix)
+    fourth = torch.view_as_real(points(unit, box, device)).square_().square_()
+    radius = (fourth[..., 0] + fourth[..., 1]).sqrt_().sqrt_()
+    ramp = radius.sub_(MASK_EDGE).div_(-MASK_RAMP).clamp_(0, 1)
+    return (3 - 2 * ramp).mul_(ramp).mul_(ramp)
 
 
 def face_mask(size: int, device: torch.device | None = None) -> Tensor:
     """m at the pixels of the crop: float32 [size, size]."""
-    at = torch.arange(size, dtype=torch.float64, device=device)
-    return mask_at(at, at[:, None], size)
+    return mask_at(Affine(1, 0, 0, 0, 1, 0), Box(0, 0, size, size), size, device)
 
 
 def kept_detail(crop: Tensor, restored: Tensor) -> float:
     """g of uint8 [S, S, 3] and its restoration: 0 none, 1 all; 1 where the crop has no detail."""
-    before, after = (fine_detail(x.float()) for x in (crop, restored))
-    weighted = before * face_mask(len(crop), crop.device)[..., None]
+    before, after = (fine_detail(x) for x in (crop, restored))
+    weighted = before * face_mask(len(crop), crop.device)
     energy, common = ((weighted * x).sum(dtype=torch.float64).item() for x in (before, after))
     return min(max(common / energy, 0.0), 1.0) if energy > 0 else 1.0
 
 
 def fine_detail(image: Tensor) -> Tensor:
-    """p - G p of [H, W, C]; mirrored at the border."""
-    blurred = image
-    weights = gaussian()
-    for axis in (0, 1):
-        length = blurred.shape[axis]
-        at = torch.arange(length, device=image.device)
-        terms = [
-            weight * blurred.index_select(axis, _mirrored(at + offset - TAPS, length))
-            for offset, weight in enumerate(weights)
-        ]
-        blurred = torch.stack(terms).sum(0)
-    return image - blurred
+    """p - G p of [S, S, C]; mirrored at the border: float32 [C, S, S]."""
+    size = len(image)
+    at = _mirrored(torch.arange(-TAPS, size + TAPS, device=image.device), size)
+    around = image.index_select(0, at).index_select(1, at).permute(2, 0, 1)
+    planes = around.to(torch.float32, memory_format=torch.contiguous_format)
+    blurred = planes
+    for axis in (1, 2):
+        lines = [blurred.narrow(axis, start, size) for start in range(2 * TAPS + 1)]
+        weights = gaussian()
+        blurred = lines[0] * weights[0]
+        for line, weight in zip(lines[1:], weights[1:], strict=True):
+            blurred.add_(line, alpha=weight)
+    return planes[:, TAPS:-TAPS, TAPS:-TAPS] - blurred
 
 
 def gaussian() -> list[float]:
@@ -216,45 +166,19 @@ def _mirrored(index: Tensor, length: int) -> Tensor:
     return torch.where(index < length, index, period - index)
 
 
-def _grid(source: Tensor, how: Drawing, x: Tensor, y: Tensor) -> Tensor:
-    """Where output pixels lie in q, from -1 to 1, as `grid_sample` wants it: [chunks, 1, CHUNK, 2], the last padded."""
-    u, v = how.to_source.mapped(x, y)
-    down, across = (max(length - 1, 1) / 2 for length in source.shape[:2])
-    grid = torch.stack([u / across - 1, v / down - 1], 1).to(source.dtype)
-    return F.pad(grid, (0, 0, 0, -len(x) % CHUNK)).view(-1, 1, CHUNK, 2)
+def _outside_is_unused(source: Tensor, how: Drawing) -> bool:
+    """Whether no sample where the mask of a face is not zero reads beyond q.
+
+    None does if what the mask leaves of q at a side is wider than a sample lies from the middle of its pixel and from
+    the farthest of its bicubic neighbours.
+    """
+    to = how.to_source
+    aside = how.spread * max(abs(to.xx) + abs(to.xy), abs(to.yx) + abs(to.yy))
+    return (1 - MASK_EDGE) / 2 * min(source.shape[:2]) >= 2 + aside
 
 
-def _drawn(
-    image: Tensor, how: Drawing, width: int, height: int, fill: tuple[int, int, int] | None
-) -> Tensor:
-    x, y = _pixels(Box(0, 0, width, height), image.device)
-    x, y = (at.expand(height, width).flatten() for at in (x, y))
-    return sampled(averaged(image, how), how, x, y, fill).view(height, width, -1)
-
-
-def _pixels(box: Box, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The pixels of a box: x float64 [1, width], y float64 [height, 1]."""
-    x = torch.arange(box.left, box.right, dtype=torch.float64, device=device)
-    y = torch.arange(box.top, box.bottom, dtype=torch.float64, device=device)
-    return x[None], y[:, None]
-
-
-def _means(image: Tensor, axis: int, reduce: float, start: int, stop: int) -> Tensor:
-    """The means start .. stop - 1 along an axis, the j-th over [j / reduce, (j + 1) / reduce)."""
-    length = image.shape[axis]
-    index = torch.arange(start, stop, dtype=torch.float64, device=image.device)
-    low, high = index / reduce, ((index + 1) / reduce).clamp(max=length)
-    first = low.floor().long()
-    shape = [1] * image.ndim
-    shape[axis] = -1
-    total: Tensor | None = None
-    for step in range(int((high.ceil().long() - first).max())):
-        at = first + step
-        weight = (torch.minimum(high, at + 1) - torch.maximum(low, at)).clamp(min=0) / (high - low)
-        pixels = image.index_select(axis, at.clamp(max=length - 1))
-        term = pixels * weight.to(
-            pixels.dtype if pixels.is_floating_point() else torch.float32
-        ).view(shape)
-        total = term if total is None else total + term
-    assert total is not None
-    return total
+def _blend(view: Tensor, face: Tensor, weight: Tensor, kept: float) -> None:
+    """A pixel of weight [height, width] zero gets its own bytes again; `face` is used up."""
+    old = torch.empty_like(face).copy_(view)
+    face.sub_(old, alpha=1 - kept).mul_(weight[..., None])
+    view.copy_(rounded(old.add_(face)))
