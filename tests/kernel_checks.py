@@ -1,5 +1,6 @@
 """What every kernel test asks: error budget, poisoned memory, launches, operator contract."""
 
+import importlib.util
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fr_kernels.budget import budget
 from fr_kernels.launch import launches_made, launching
 
+NO_NVRTC = 'no NVRTC: pip install -e ".[dev]"'
 DTYPES = (torch.float32, torch.float16)  # the interpreter's bf16 dot returns garbage
+
+
+def has_nvrtc() -> bool:
+    """Whether CUDA C++ can be compiled here: cuda-python and NVRTC, and no GPU."""
+    names = ("cuda", "cuda.core", "cuda.bindings", "nvidia", "nvidia.cu13")
+    return all(importlib.util.find_spec(name) is not None for name in names)
 
 
 def within_budget(got: Tensor, eager: Tensor, exact: Tensor) -> None:

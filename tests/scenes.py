@@ -21,6 +21,14 @@ def face_crop(name: str) -> Image:
     return np.asarray(cv2.imread(str(FACES / f"{name}.jpg"), cv2.IMREAD_COLOR_RGB), np.uint8)
 
 
+def face_weight(photo: Image, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much of a restored face of 512 px each pixel of its photo takes; `matrix`: photo -> crop."""
+    y, x = np.mgrid[: photo.shape[0], : photo.shape[1]]
+    u, v = (np.tensordot(matrix, [x, y, np.ones_like(x)], 1) + 0.5) / 256 - 1
+    ramp = np.clip((0.97 - (u**4 + v**4) ** 0.25) / 0.2, 0, 1)
+    return ramp * ramp * (3 - 2 * ramp)
+
+
 @dataclass(frozen=True)
 class Placed:
     """A face in a scene: its 512 px crop drawn `side` px wide (the face's box is about 0.7 high),

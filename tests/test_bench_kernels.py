@@ -8,9 +8,10 @@ import torch
 from click.testing import CliRunner, Result
 
 from fr_bench import kernels
+from fr_bench.case import Case
 from fr_bench.cli import bench
 from fr_bench.gpu import Ceilings
-from fr_bench.kernel_cases import Case, cases
+from fr_bench.kernel_cases import cases
 from fr_bench.timing import Timing
 from fr_deploy.errors import ModelError, UsageError
 from fr_kernels.budget import budget
@@ -62,7 +63,9 @@ def test_rows_say_rates_beside_the_ceilings(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(kernels, "gpu_name", lambda _: "a GPU")
     times = {"fr_kernels": 1e-3, "eager": 2e-3}
     monkeypatch.setattr(
-        kernels, "time_on_gpu", lambda calls: {name: Timing((times[name],) * 3) for name in calls}
+        kernels,
+        "time_on_gpu",
+        lambda calls, captured: {name: Timing((times[name],) * 3) for name in calls},
     )
     ours, eager = kernels.time_case(case, checked, inputs, ("eager",), Ceilings(4000.0, 700.0))
     assert (ours.technique, eager.technique, ours.repeats) == ("fr_kernels", "eager", 3)

@@ -7,9 +7,9 @@ import pytest
 from fr_deploy.errors import UsageError
 from fr_deploy.faces import paste_face, scaled_matrix, upscale_photo
 from fr_deploy.faces.geometry import Affine, apply, cut, invert, scaling, tensor_of, translation
-from fr_deploy.faces.paste import PasteStats, face_mask
+from fr_deploy.faces.paste import PasteStats
 from fr_kernels.face_warp import reference
-from scenes import Placed, compose_scene, face_crop, texture
+from scenes import Placed, compose_scene, face_crop, face_weight, texture
 
 Image = np.ndarray
 
@@ -20,14 +20,6 @@ def _scene(side: int, angle: float = 17, margin: int = 120) -> tuple[Image, Affi
     placed = Placed(face_crop("p009-selfie"), side, (size // 2, size // 2), angle)
     photo, (to_photo,) = compose_scene(texture(size, size, 7), [placed])
     return photo, invert(to_photo)
-
-
-def _mask(matrix: Affine, photo: Image) -> Image:
-    """The weight of the restored face over the whole photo, from its formula."""
-    y, x = np.mgrid[: photo.shape[0], : photo.shape[1]]
-    u, v = np.moveaxis((apply(matrix, np.stack([x, y], -1)) + 0.5) / 256 - 1, -1, 0)
-    ramp = np.clip((0.97 - (u**4 + v**4) ** 0.25) / 0.2, 0, 1)
-    return ramp * ramp * (3 - 2 * ramp)
 
 
 def _gradient(photo: Image, where: Image) -> float:
@@ -41,7 +33,7 @@ def test_bytes_outside_the_mask_are_equal(side):
     pasted = photo.copy()
     stats = paste_face(pasted, np.full((512, 512, 3), 255, np.uint8), matrix)
     changed = (pasted != photo).any(2)
-    mask = _mask(matrix, photo)
+    mask = face_weight(photo, matrix)
     assert changed.any()
     assert not changed[mask == 0].any()
     assert stats.pixels_written == int((mask > 0).sum())
@@ -72,7 +64,7 @@ def test_a_face_of_up_to_512_px_pasted_back_as_it_was_hardly_changes():
         photo, matrix = _scene(side)
         pasted = photo.copy()
         paste_face(pasted, cut(photo, matrix, 512), matrix)
-        inside = _mask(matrix, photo) > 0
+        inside = face_weight(photo, matrix) > 0
         assert np.abs(pasted.astype(int) - photo)[inside].mean() < 1.4
 
 
@@ -94,7 +86,7 @@ def test_no_seam(side, other):
         restored = cv2.add(cv2.GaussianBlur(restored, (0, 0), 1.5), (12, 12, 12, 0))
     pasted = photo.copy()
     paste_face(pasted, restored, matrix)
-    mask = _mask(matrix, photo)
+    mask = face_weight(photo, matrix)
     rim = (mask > 0) & (mask < 0.5)
     assert _gradient(pasted, rim) <= 1.1 * _gradient(photo, rim)
 
@@ -145,7 +137,7 @@ def test_a_face_cut_by_the_border():
     paste_face(whole, white, matrix)
     stats = paste_face(part, white, moved)
     assert np.abs(part.astype(int) - whole[:, 200:]).max() <= 1
-    assert stats.pixels_written == int((_mask(matrix, photo)[:, 200:] > 0).sum())
+    assert stats.pixels_written == int((face_weight(photo, matrix)[:, 200:] > 0).sum())
 
 
 def test_a_face_outside_the_photo():
@@ -158,7 +150,9 @@ def test_a_face_outside_the_photo():
 
 def test_the_mask_of_the_crop_is_that_of_the_photo():
     crop = np.zeros((512, 512, 3), np.uint8)
-    np.testing.assert_allclose(face_mask(512), _mask(np.eye(2, 3), crop), atol=1e-6)
+    np.testing.assert_allclose(
+        reference.face_mask(512).numpy(), face_weight(crop, np.eye(2, 3)), atol=1e-6
+    )
 
 
 def test_a_photo_in_any_memory_layout():
@@ -206,7 +200,7 @@ def test_a_large_noisy_face_is_rid_of_its_noise_and_a_clean_one_keeps_its_detail
     clean, matrix = _scene(1000)
     noise = np.random.default_rng(0).normal(0, 20, clean.shape)
     noisy = (clean + noise).clip(0, 255).astype(np.uint8)
-    inside = _mask(matrix, clean) > 0.99
+    inside = face_weight(clean, matrix) > 0.99
     pasted = noisy.copy()
     paste_face(pasted, cut(clean, matrix, 512), matrix)
     before, after = (np.square(x.astype(float) - clean)[inside].mean() for x in (noisy, pasted))

@@ -45,7 +45,7 @@ def test_explicit_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_has", lambda _: False)
     with pytest.raises(KernelUnavailableError, match="pip install triton"):
         resolve("op_c", "triton", CPU, (Impl.TRITON,))
-    with pytest.raises(KernelUnavailableError, match=r'pip install "fr-deploy\[gpu\]"'):
+    with pytest.raises(KernelUnavailableError, match=r'pip install "fr-deploy\[cuda\]"'):
         resolve("op_c", "cuda", CPU, (Impl.CUDA,))
 
 
@@ -60,7 +60,7 @@ from fr_bench.kernels import check
 done = [
     check(case, "reference", dtype, torch.device("cpu"))[0]
     for case in cases() if case.on_cpu
-    for dtype in ("fp16", "bf16", "fp32")
+    for dtype in case.dtypes
 ]
 print(*sorted({c.op for c in done}))
 """

@@ -65,8 +65,8 @@ def restore(model: str, repeats: int, output: Path) -> None:
     "--dtype",
     "dtypes",
     multiple=True,
-    type=click.Choice(("fp16", "bf16", "fp32")),
-    default=("fp16", "bf16", "fp32"),
+    type=click.Choice(("fp16", "bf16", "fp32", "uint8")),
+    default=("fp16", "bf16", "fp32", "uint8"),
     show_default=True,
     help="Repeatable.",
 )

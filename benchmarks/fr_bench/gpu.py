@@ -25,24 +25,25 @@ def gpu_name(device: torch.device) -> str:
 
 
 def time_on_gpu(
-    calls: Mapping[str, Callable[[], object]], *, repeats: int = 30
+    calls: Mapping[str, Callable[[], object]], *, repeats: int = 30, captured: bool = True
 ) -> dict[str, Timing]:
     """Seconds of each call, replayed from a CUDA graph after the L2 was overwritten, in turns.
 
     Args:
-        calls: by name; each must be capturable: no synchronisation, no allocation outside torch.
+        calls: by name; to be captured, one must neither synchronise nor allocate outside torch.
         repeats: rounds that count.
+        captured: False: nothing is captured, each call is made anew, and what the host does counts.
 
     Raises:
         RuntimeError: a call cannot be captured.
     """
     flush = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device="cuda")
-    graphs = {name: _captured(call) for name, call in calls.items()}
+    runs = {name: _captured(call).replay if captured else call for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(-3, repeats):
         for name in reversed(tuple(calls)) if turn % 2 else calls:
             flush.zero_()
-            taken = _replayed(graphs[name])
+            taken = _timed(runs[name])
             if turn >= 0:
                 samples[name].append(taken)
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
@@ -61,10 +62,10 @@ def _captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def _replayed(graph: torch.cuda.CUDAGraph) -> float:
+def _timed(run: Callable[[], object]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    graph.replay()
+    run()
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3

@@ -1,7 +1,7 @@
 """What `fr-deploy bench kernels` runs: one case per op and shape, with the eager code it is held to."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,32 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fr_kernels
+from fr_bench.case import Case, Inputs, Outputs
+from fr_bench.face_cases import face_cases
 from fr_kernels import SdfmWeights
-
-Inputs = tuple[Any, ...]
-Outputs = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One op at one shape.
-
-    `ours(*inputs, impl=...)` and every peer return what is compared; `eager` also runs in float64, as the oracle.
-    A result of several tensors is a tuple, and each is held to the budget.
-    """
-
-    op: str
-    shape: str
-    inputs: Callable[[torch.device, torch.dtype], Inputs]
-    ours: Callable[..., Tensor | Outputs]
-    eager: Callable[..., Tensor | Outputs]
-    peers: Mapping[str, Callable[..., Tensor | Outputs]] = field(default_factory=dict[str, Any])
-    compared: Callable[..., Tensor] = lambda output, *_: output
-    """Of (output, *inputs): what must be near; the output itself unless it says otherwise."""
-    backward: str = ""
-    """Name of the backward op where `ours` runs it too, so that its launches count."""
-    on_cpu: bool = False
-    """A small shape that a CPU checks in seconds; the others are for a GPU."""
 
 
 def cases() -> list[Case]:
@@ -49,6 +26,7 @@ def cases() -> list[Case]:
             _group_norm, (2, 64, 16, 16), (1, 512, 64, 32), (1, 256, 256, 32), (1, 128, 512, 32)
         ),
         *_with_training(_phase, (2, 8, 9), (1, 512, 128), (1, 256, 256)),
+        *face_cases(),
     ]
 
 

@@ -14,15 +14,21 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from fr_bench.case import Case, Inputs, Outputs
 from fr_bench.gpu import Ceilings, gpu_name, measure_ceilings, time_on_gpu
-from fr_bench.kernel_cases import Case, Inputs, Outputs, cases
+from fr_bench.kernel_cases import cases
 from fr_bench.machine import Machine, this_machine
 from fr_bench.timing import Timing
 from fr_deploy.errors import ModelError, UsageError
 from fr_kernels.budget import Budget, budget
 from fr_kernels.dispatch import declared_launches, interpreting
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "uint8": torch.uint8,
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Checked:
 
     op: str
     impl: str
-    """"triton" on a GPU; on a CPU also "reference", and the kernels are interpreted."""
+    """"triton" or "cuda" on a GPU; on a CPU also "reference", and the kernels are interpreted."""
     shape: str
     dtype: str
     error: float
@@ -39,7 +45,7 @@ class Checked:
     allowed: float
     flops: int
     bytes: int
-    """Inputs read once and outputs (of a training case: gradients) written once."""
+    """Inputs read once and outputs (of a training case: gradients) written once; what a face covers."""
     launches: int
     registers: int | None
     """Most of any of the op's kernels on sm_90, from the ahead-of-time table; None outside a checkout."""
@@ -114,7 +120,8 @@ def check(case: Case, impl: str, dtype: str, device: torch.device) -> tuple[Chec
             f"{case.op} ({impl}) {case.shape} {dtype}: error {kept.error:.3g} against float64, allowed "
             f"{kept.allowed:.3g}. Nothing was timed"
         )
-    moved = sum(t.nbytes for t in (*inputs, *got) if isinstance(t, Tensor))
+    tensors = [t for t in (*inputs, *got) if isinstance(t, Tensor)]
+    moved = case.moved(*inputs) if case.moved else sum(t.nbytes for t in tensors)
     run = (case.op, case.backward) if case.backward else (case.op,)
     launches = sum(declared_launches(op, *inputs) for op in run)
     checked = Checked(
@@ -168,20 +175,22 @@ def _flops(case: Case, inputs: Inputs) -> int:
 
 
 def _registers(op: str) -> int | None:
-    table = Path(__file__).parents[2] / "kernels" / "aot.csv"
+    codebook = ("nearest_code", "soft_lookup", "differentiable_argmin")
+    faces = op in ("cut_faces", "paste_faces")
+    name, column = ("aot_cuda.csv", "source") if faces else ("aot.csv", "op")
+    kernels = "face_warp" if faces else "codebook" if op in codebook else op
+    table = Path(__file__).parents[2] / "kernels" / name
     if not table.exists():
         return None
-    codebook = ("nearest_code", "soft_lookup", "differentiable_argmin")
-    folder = "codebook" if op in codebook else op
     with table.open() as file:
-        rows = [r for r in csv.DictReader(file) if r["op"] == folder and r["sm"] == "90"]
+        rows = [r for r in csv.DictReader(file) if r[column] == kernels and r["sm"] == "90"]
     return max((int(row["registers"]) for row in rows), default=None)
 
 
 def techniques(case: Case, peers: Sequence[str]) -> dict[str, Callable[..., Tensor | Outputs]]:
     """Ours and the peers asked for that this case has, by name."""
     calls: dict[str, Callable[..., Tensor | Outputs]] = {
-        "fr_kernels": lambda *inputs: case.ours(*inputs, impl="triton")
+        "fr_kernels": lambda *inputs: case.ours(*inputs, impl=case.compiled)
     }
     if "eager" in peers:
         calls["eager"] = case.eager
@@ -201,7 +210,7 @@ def time_case(
     gpu = gpu_name(inputs[0].device)
     return [
         _row(machine, date, gpu, checked, name, timing, ceilings)
-        for name, timing in time_on_gpu(calls).items()
+        for name, timing in time_on_gpu(calls, captured=case.captured).items()
     ]
 
 
@@ -255,7 +264,8 @@ def bench_kernels(
     for case in cases():
         if case.op not in wanted or (not on_gpu and not case.on_cpu):
             continue
-        for dtype, impl in product(dtypes, _implementations(on_gpu)):
+        fitting = [dtype for dtype in dtypes if dtype in case.dtypes]
+        for dtype, impl in product(fitting, _implementations(case, on_gpu)):
             if not on_gpu and impl == "triton" and dtype == "bf16":
                 continue  # Triton's interpreter multiplies bfloat16 wrongly
             checked, inputs = check(case, impl, dtype, device)
@@ -276,10 +286,11 @@ def bench_kernels(
     return document, rows
 
 
-def _implementations(on_gpu: bool) -> tuple[str, ...]:
+def _implementations(case: Case, on_gpu: bool) -> tuple[str, ...]:
     if on_gpu:
-        return ("triton",)
-    return ("reference", "triton") if interpreting() and find_spec("triton") else ("reference",)
+        return (case.compiled,)
+    interpreted = case.compiled == "triton" and interpreting() and find_spec("triton") is not None
+    return ("reference", "triton") if interpreted else ("reference",)
 
 
 def _need_xformers() -> None:

@@ -11,7 +11,6 @@ blur of sigma 3, 36.8, 36.7, 36.7.
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import cv2
 import numpy as np
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 
 from fr_deploy.errors import UsageError
 from fr_deploy.faces.geometry import Affine, compose, invert, scaling, tensor_of
-from fr_kernels.face_warp import reference
 from fr_kernels.face_warp.op import paste_faces
 
 
@@ -82,9 +80,3 @@ def paste_face(
     if not np.may_share_memory(photo, frame.numpy()):
         photo[:] = frame.numpy()
     return PasteStats(*counts[0].tolist())
-
-
-@cache
-def face_mask(size: int) -> NDArray[np.float32]:
-    """The weight of the restored face: float32 [size, size], 1 inside, 0 at the border."""
-    return reference.face_mask(size).numpy()

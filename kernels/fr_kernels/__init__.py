@@ -3,6 +3,7 @@
 from fr_kernels.boosthub_attention.op import boosthub_attention
 from fr_kernels.codebook.argmin import ArgminResult, differentiable_argmin
 from fr_kernels.codebook.op import IndexedCode, NearestCode, nearest_code, soft_lookup
+from fr_kernels.face_warp.op import cut_faces, paste_faces
 from fr_kernels.group_norm_silu.op import group_norm_silu
 from fr_kernels.phase_shuffle.op import phase_shuffle
 from fr_kernels.sdfm_gate.op import sdfm_gate
@@ -14,9 +15,11 @@ __all__ = [
     "NearestCode",
     "SdfmWeights",
     "boosthub_attention",
+    "cut_faces",
     "differentiable_argmin",
     "group_norm_silu",
     "nearest_code",
+    "paste_faces",
     "phase_shuffle",
     "sdfm_gate",
     "soft_lookup",

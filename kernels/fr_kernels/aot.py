@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -165,6 +165,14 @@ def _report_by_name(wanted: tuple[str, str, int]) -> Row:
     return report(op, next(spec for spec in specializations(op) if spec.name == name), sm)
 
 
+def write_table(path: Path, table: Sequence[Any]) -> None:
+    """Dataclasses of one kind, at least one, as a CSV file whose header is their fields."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([field.name for field in fields(table[0])])
+        writer.writerows(asdict(row).values() for row in table)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fr_kernels.aot", description=__doc__)
@@ -173,11 +181,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sm", action="append", type=int, choices=ARCHITECTURES)
     parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
-    names = [field.name for field in fields(Row)]
     table: list[Row] = []
     failed = 0
     architectures = tuple(given.sm or ARCHITECTURES)
-    print(*names, sep=",")
+    print(*(field.name for field in fields(Row)), sep=",")
     for row, spec in rows(given.op or triton_ops(), architectures, given.jobs):
         table.append(row)
         print(*asdict(row).values(), sep=",", flush=True)
@@ -185,9 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
             failed += 1
             print(f"{row.op} {row.specialization} sm_{row.sm}: {rule}", file=sys.stderr)
     if given.output is not None:
-        with given.output.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([names, *(asdict(row).values() for row in table)])
+        write_table(given.output, table)
     return 1 if failed else 0
 
 

@@ -84,7 +84,7 @@ def _obstacle(impl: Impl, tensors: Sequence[Tensor], *, automatic: bool) -> str:
             return f"the tensors are on {tensors[0].device}, not on a GPU"
         return ""
     if not (_has("cuda") and _has("cuda.core")):
-        return 'cuda-python is not installed (pip install "fr-deploy[gpu]")'
+        return 'cuda-python is not installed (pip install "fr-deploy[cuda]")'
     return "" if on_gpu else f"the tensors are on {tensors[0].device}, not on a GPU"
 
 

@@ -6,6 +6,7 @@ cuda-python (`cuda.core`) is imported when a kernel is compiled or launched, nev
 import ctypes
 import hashlib
 import importlib
+import io
 import logging
 import os
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fr_kernels.dispatch import KernelUnavailableError
 from fr_kernels.sources import cuda_source
 
 _LOG = logging.getLogger("fr_kernels")
@@ -62,12 +64,48 @@ def cubin(source: str, arch: str) -> bytes:
     path = cache_folder() / f"{source}-{arch}-{_key(source)}.cubin"
     if path.is_file():
         return path.read_bytes()
-    code = _compiled(source, arch)
+    code = compiled(source, arch)
     try:
         _write(path, code)
     except OSError as error:
         _LOG.warning("the compiled %s is not cached: %s", source, error)
     return code
+
+
+def compiled(source: str, arch: str, said: io.StringIO | None = None) -> bytes:
+    """Compile a source for an architecture, whatever the cache holds; needs no GPU.
+
+    Args:
+        source: name in `csrc/`, without the suffix.
+        arch: such as "sm_90".
+        said: gets what ptxas says of each kernel: registers, stack, spills.
+    """
+    core, more = _core(), {}
+    if said is not None:
+        more = {
+            "ptxas_options": ["-v"],
+            "no_cache": True,
+        }  # what NVRTC finds in its own cache it says nothing of
+    options = core.ProgramOptions(name=f"{source}.cu", std=STANDARD, arch=arch, **more)
+    program = core.Program(cuda_source(source), "c++", options)
+    return bytes(program.compile("cubin", logs=said).code)
+
+
+def version() -> str:
+    """NVRTC's, such as "13.5".
+
+    Raises:
+        KernelUnavailableError: there is no NVRTC.
+    """
+    try:
+        error, major, minor = _module("cuda.bindings.nvrtc").nvrtcVersion()
+    except RuntimeError as missing:
+        raise KernelUnavailableError(
+            f'NVRTC is not installed (pip install "fr-deploy[cuda]"): {missing}'
+        ) from missing
+    if int(error):
+        raise RuntimeError(f"NVRTC does not tell its version: {error}")
+    return f"{major}.{minor}"
 
 
 def cache_folder() -> Path:
@@ -86,22 +124,9 @@ def _code(source: str, arch: str) -> Any:
     return _core().ObjectCode.from_cubin(cubin(source, arch))
 
 
-def _compiled(source: str, arch: str) -> bytes:
-    core = _core()
-    options = core.ProgramOptions(name=f"{source}.cu", std=STANDARD, arch=arch)
-    return bytes(core.Program(cuda_source(source), "c++", options).compile("cubin").code)
-
-
 def _key(source: str) -> str:
-    parts = (cuda_source(source), STANDARD, *map(str, _nvrtc_version()))
+    parts = (cuda_source(source), STANDARD, version())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _nvrtc_version() -> tuple[int, int]:
-    error, major, minor = _module("cuda.bindings.nvrtc").nvrtcVersion()
-    if int(error):
-        raise RuntimeError(f"NVRTC does not tell its version: {error}")
-    return major, minor
 
 
 def _write(path: Path, code: bytes) -> None:

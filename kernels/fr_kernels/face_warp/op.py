@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fr_kernels.dispatch import Impl, declare_launches, resolve
+from fr_kernels.dispatch import Impl, declare_launches, declare_no_products, resolve
 from fr_kernels.face_warp import plan, reference
 
 
@@ -54,6 +54,8 @@ def _paste_launches(frames: Tensor, which: Tensor, restored: Tensor, matrices: T
 
 declare_launches("cut_faces", _cut_launches)
 declare_launches("paste_faces", _paste_launches)
+declare_no_products(torch.ops.fr_kernels.cut_faces)
+declare_no_products(torch.ops.fr_kernels.paste_faces)
 
 
 def cut_faces(

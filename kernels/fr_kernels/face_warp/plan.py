@@ -32,10 +32,6 @@ class Affine(NamedTuple):
         """Pixels of the target per pixel of the source, along a side."""
         return math.sqrt(abs(self.xx * self.yy - self.xy * self.yx))
 
-    def mapped(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Where points go; x and y broadcast."""
-        return self.xx * x + (self.xy * y + self.x0), self.yx * x + (self.yy * y + self.y0)
-
     def point(self, x: float, y: float) -> tuple[float, float]:
         """Where one point goes."""
         return self.xx * x + (self.xy * y + self.x0), self.yx * x + (self.yy * y + self.y0)
