@@ -76,7 +76,7 @@ def launches(call: Callable[[], object]) -> list[str]:
     """
     with launches_made() as kernels, _Aten() as aten:
         call()
-    return [*kernels, *aten.names]
+    return [*(made.name for made in kernels), *aten.names]
 
 
 def check_operator(op: Any, *args: Any) -> None:

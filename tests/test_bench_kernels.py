@@ -12,7 +12,6 @@ from fr_bench.case import Case
 from fr_bench.cli import bench
 from fr_bench.gpu import Ceilings
 from fr_bench.kernel_cases import cases
-from fr_bench.timing import Timing
 from fr_deploy.errors import ModelError, UsageError
 from fr_kernels.budget import budget
 from fr_kernels.dispatch import ops_with_launches
@@ -65,7 +64,7 @@ def test_rows_say_rates_beside_the_ceilings(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         kernels,
         "time_on_gpu",
-        lambda calls, captured: {name: Timing((times[name],) * 3) for name in calls},
+        lambda calls, captured: {name: (times[name],) * 3 for name in calls},
     )
     ours, eager = kernels.time_case(case, checked, inputs, ("eager",), Ceilings(4000.0, 700.0))
     assert (ours.technique, eager.technique, ours.repeats) == ("fr_kernels", "eager", 3)

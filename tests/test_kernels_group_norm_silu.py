@@ -169,7 +169,7 @@ def test_what_rounding_takes_from_the_mean_is_not_lost() -> None:
 def test_sums_over_many_tiles_take_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tiles in place of a large picture: five tiles of pixels, three steps; three images, two steps."""
 
-    def small(op: str, key: str, default: Settings, device: torch.device) -> Settings:
+    def small(op: str, key: str, default: Settings, *_: object) -> Settings:
         least = {"PIXELS": 32, "CHANNELS": 4, "TILES": 2, "IMAGES": 2}
         return Settings({k: least.get(k, v) for k, v in default.blocks.items()}, 4, 1)
 

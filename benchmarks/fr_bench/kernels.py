@@ -15,12 +15,13 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from fr_bench.case import Case, Inputs, Outputs
-from fr_bench.gpu import Ceilings, gpu_name, measure_ceilings, time_on_gpu
+from fr_bench.gpu import Ceilings, gpu_name, measure_ceilings
 from fr_bench.kernel_cases import cases
 from fr_bench.machine import Machine, this_machine
 from fr_bench.timing import Timing
 from fr_deploy.errors import ModelError, UsageError
 from fr_kernels.budget import Budget, budget
+from fr_kernels.clock import time_on_gpu
 from fr_kernels.dispatch import declared_launches, interpreting
 
 DTYPES = {
@@ -209,8 +210,8 @@ def time_case(
     }
     gpu = gpu_name(inputs[0].device)
     return [
-        _row(machine, date, gpu, checked, name, timing, ceilings)
-        for name, timing in time_on_gpu(calls, captured=case.captured).items()
+        _row(machine, date, gpu, checked, name, Timing(taken), ceilings)
+        for name, taken in time_on_gpu(calls, captured=case.captured).items()
     ]
 
 

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import diffusers
 import torch
 
 import fr_deploy
+from fr_kernels.sources import source_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Machine:
 
 def this_machine() -> Machine:
     """The machine as it is now; call it before measuring, for `load`."""
-    commit, dirty = _source_state(Path(__file__).parent)
+    commit, dirty = source_state(Path(__file__).parent, ":!benchmarks/results")
     return Machine(
         cpu=_cpu_name(),
         cores=os.cpu_count() or 1,
@@ -56,20 +56,3 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _source_state(folder: Path) -> tuple[str, bool]:
-    commit = _git(folder, "rev-parse", "--short=12", "HEAD")
-    if commit is None:
-        return "", False
-    root = _git(folder, "rev-parse", "--show-toplevel") or "."
-    changed = _git(Path(root), "status", "--porcelain", "-uno", ":!benchmarks/results")
-    return commit, bool(changed)
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fr_kernels.launch import Specialization
+from fr_kernels.launch import Specialization, triton_ops
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
 # Bytes one block may use (CUDA programming guide, table of compute capabilities).
@@ -57,11 +57,6 @@ class Row:
             "no matrix instruction": spec.matrix and self.matrix == 0,
         }
         return [text for text, broken in rules.items() if broken]
-
-
-def triton_ops() -> list[str]:
-    """Ops with a `triton_impl.py`, sorted."""
-    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/triton_impl.py"))
 
 
 def specializations(op: str) -> list[Specialization]:

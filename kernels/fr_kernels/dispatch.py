@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 _LOG = logging.getLogger("fr_kernels")
-_said: set[tuple[str, str, str]] = set()
+_said: set[str] = set()
 
 
 class Impl(StrEnum):
@@ -93,10 +93,15 @@ def _has(name: str) -> bool:
 
 
 def _say(op: str, impl: Impl, reason: str) -> Impl:
-    if (op, impl, reason) not in _said:
-        _said.add((op, impl, reason))
-        _LOG.info("%s runs %s: %s", op, impl, reason)
+    say_once(f"{op} runs {impl}: {reason}")
     return impl
+
+
+def say_once(message: str) -> None:
+    """Log a choice that was made for the caller (logger `fr_kernels`, level INFO), the first time alone."""
+    if message not in _said:
+        _said.add(message)
+        _LOG.info("%s", message)
 
 
 LaunchCount = Callable[..., int]

@@ -1,17 +1,17 @@
-"""Launch settings, and the one door through which every Triton kernel is launched."""
+"""What a kernel is launched with, and the one door through which every Triton kernel is launched."""
 
-import json
-import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-CONFIGS = Path(__file__).parent / "configs"
+Space = Mapping[str, tuple[int, int]]
+"""Which of a kernel's settings may be varied, and the least and the most value of each: tile sizes by their names,
+`num_warps`, `num_stages`."""
 
 
 @dataclass(frozen=True)
@@ -46,45 +46,53 @@ class Specialization:
     """Whether it must contain matrix instructions (a dot of 16-bit inputs)."""
 
 
-def tuned(op: str, key: str, default: Settings, device: torch.device) -> Settings:
-    """The settings measured best on this GPU, from `configs/<gpu>.json`; nothing is measured yet, so none exists.
-
-    Args:
-        op: the op's name.
-        key: what the best settings depend on, such as "d=64 fp16".
-        default: used where nothing was measured.
-        device: a CPU device (the interpreter) always gets `default`.
-    """
-    if device.type != "cuda":
-        return default
-    entry = _measured(gpu_file_name(torch.cuda.get_device_name(device))).get(op, {}).get(key)
-    return default if entry is None else Settings(**entry)
+def all_outputs(outputs: Sequence[Tensor], *_: Any) -> Sequence[Tensor]:
+    """What is compared of a launcher's outputs where it is the outputs themselves."""
+    return outputs
 
 
-def gpu_file_name(name: str) -> str:
-    """ "NVIDIA H200" -> "nvidia-h200"."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+@dataclass(frozen=True)
+class Tunable:
+    """A launcher at one shape; `fr_kernels.tune` measures the settings that it asks `fr_kernels.measured.tuned` for."""
+
+    name: str
+    inputs: Callable[[torch.device], tuple[Any, ...]]
+    """Random ones, on a device."""
+    run: Callable[..., Sequence[Tensor]]
+    """The launcher, called with the inputs."""
+    exact: Callable[..., Sequence[Tensor]]
+    """The reference, called with the inputs in float64: the same outputs."""
+    compared: Callable[..., Sequence[Tensor]] = all_outputs
+    """Of (outputs, *inputs): what must agree, floating."""
 
 
-@cache
-def _measured(gpu: str) -> dict[str, Any]:
-    path = CONFIGS / f"{gpu}.json"
-    return json.loads(path.read_text())["settings"] if path.exists() else {}
+def triton_ops() -> list[str]:
+    """Ops with a `triton_impl.py`, sorted."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/triton_impl.py"))
 
 
-_counts: list[list[str]] = []
+class Launched(NamedTuple):
+    """One launch that was made."""
+
+    name: str
+    """Of the kernel."""
+    compiled: Any
+    """Triton's compiled kernel; None under the interpreter."""
+
+
+_observers: list[list[Launched]] = []
 _running = False
 
 
 @contextmanager
-def launches_made() -> Generator[list[str]]:
-    """Collect the name of each Triton kernel launched inside the block."""
-    names: list[str] = []
-    _counts.append(names)
+def launches_made() -> Generator[list[Launched]]:
+    """Collect the Triton kernels launched inside the block."""
+    made: list[Launched] = []
+    _observers.append(made)
     try:
-        yield names
+        yield made
     finally:
-        _counts.remove(names)
+        _observers.pop()
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, settings: Settings, **meta: Any) -> None:
@@ -92,13 +100,13 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, settings: Settings, *
     if 0 in grid:
         return
     global _running
-    for names in _counts:
-        names.append(kernel.__name__)
     _running = True
     try:
-        kernel[grid](*args, **meta, **settings.arguments())
+        compiled = kernel[grid](*args, **meta, **settings.arguments())
     finally:
         _running = False
+    for made in _observers:
+        made.append(Launched(kernel.__name__, compiled))
 
 
 def launching() -> bool:

@@ -1,5 +1,6 @@
-"""The CUDA C++ sources of the repository's `csrc/`, which the wheel carries inside this package."""
+"""The CUDA C++ sources of the repository's `csrc/`, which the wheel carries inside fr_kernels; a checkout's commit."""
 
+import subprocess
 from pathlib import Path
 
 _HERE = Path(__file__).resolve()
@@ -38,3 +39,25 @@ def _folder() -> Path:
         f"no CUDA sources in {' or '.join(map(str, _FOLDERS))}; "
         "mend the installation with: pip install --force-reinstall --no-deps fr-deploy"
     )
+
+
+def source_state(folder: Path, *ignored: str) -> tuple[str, bool]:
+    """The commit of a checkout, and whether tracked files differ from it; ("", False) outside a git checkout.
+
+    Args:
+        folder: any of the checkout.
+        ignored: pathspecs of files that may differ, such as ":!benchmarks/results".
+    """
+    commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+    if commit is None:
+        return "", False
+    root = _git(folder, "rev-parse", "--show-toplevel") or "."
+    return commit, bool(_git(Path(root), "status", "--porcelain", "-uno", *ignored))
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

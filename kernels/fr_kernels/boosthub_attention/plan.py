@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fr_kernels.launch import Settings, tuned
+from fr_kernels.launch import Settings, Space
+from fr_kernels.measured import precision, tuned
 
 
 def readable(*tensors: Tensor) -> list[Tensor]:
@@ -35,9 +36,15 @@ def width_of(head: int) -> int:
 def settings_for(part: str, q: Tensor) -> Settings:
     """Settings of "forward", "dq" or "dkv": measured ones, else `default_settings`."""
     default = default_settings(part, q.dtype, q.shape[1], q.shape[3])
-    dtype = str(q.dtype).removeprefix("torch.")
-    key = f"{part} d={width_of(q.shape[3])} {dtype} rows={default.blocks['ROWS']}"
-    return tuned("boosthub_attention", key, default, q.device)
+    key = f"{part} d={width_of(q.shape[3])} {precision(q.dtype)} rows={default.blocks['ROWS']}"
+    return tuned("boosthub_attention", key, default, _space(q.dtype), q.device)
+
+
+def _space(dtype: torch.dtype) -> Space:
+    """A product takes at least 16 by 16; float32 keeps both its operands in registers."""
+    most = 64 if dtype is torch.float32 else 128
+    tiles = {"ROWS": (16, most), "KEYS": (16, most)}
+    return {**tiles, "num_warps": (2, 16), "num_stages": (1, 5)}
 
 
 def default_settings(part: str, dtype: torch.dtype, rows: int, head: int) -> Settings:

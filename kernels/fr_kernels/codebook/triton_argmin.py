@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fr_kernels.launch import Settings, Specialization, launch, tuned
+from fr_kernels.launch import Settings, Specialization, launch
+from fr_kernels.measured import tuned
 
 
 @triton.jit
@@ -90,7 +91,7 @@ def differentiable_argmin(x: Tensor, beta: float, hard: bool) -> tuple[Tensor, T
     x = x.contiguous()
     shape, (n, k) = x.shape[:-1], (x.shape[:-1].numel(), x.shape[-1])
     value, index = x.new_empty(shape), x.new_empty(shape, dtype=torch.int32)
-    chosen = settings(k, x.device)
+    chosen = settings("argmin", k, x.device)
     grid = (triton.cdiv(n, chosen.blocks["ROWS"]),)
     given = (x, value, index, n, beta * log2(e))
     launch(argmin_kernel, grid, *given, settings=chosen, K=k, SOFT=not hard)
@@ -102,23 +103,24 @@ def differentiable_argmin_backward(grad: Tensor, x: Tensor, beta: float) -> Tens
     grad, x = grad.contiguous(), x.contiguous()
     n, k = grad.numel(), x.shape[-1]
     out = torch.empty_like(x)
-    chosen = settings(k, x.device)
+    chosen = settings("argmin_backward", k, x.device)
     grid = (triton.cdiv(n, chosen.blocks["ROWS"]),)
     given = (grad, x, out, n, beta * log2(e), -beta)
     launch(argmin_backward_kernel, grid, *given, settings=chosen, K=k)
     return out
 
 
-def settings(k: int, device: torch.device) -> Settings:
+def settings(kernel: str, k: int, device: torch.device) -> Settings:
     """4096 elements a program: rows up to 1024 long are whole, longer ones go tile by tile."""
     columns = min(1024, max(16, triton.next_power_of_2(k)))
     blocks = {"ROWS": 4096 // columns, "COLS": columns}
-    return tuned("codebook", f"argmin k={columns}", Settings(blocks, 4, 1), device)
+    space = {"ROWS": (1, 64), "COLS": (64, 4096), "num_warps": (1, 16)}
+    return tuned("codebook", f"{kernel} k={columns}", Settings(blocks, 4, 1), space, device)
 
 
 def specializations() -> list[Specialization]:
     """Distances to 1024 codes."""
-    chosen = settings(1024, torch.device("cpu"))
+    chosen = settings("argmin", 1024, torch.device("cpu"))
     scalars = {"N": "i32", "beta": "fp32"}
     forms: list[Specialization] = []
     for dtype in ("fp16", "fp32"):

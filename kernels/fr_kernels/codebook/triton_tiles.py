@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fr_kernels.launch import Settings, Specialization, launch, tuned
+from fr_kernels.launch import Settings, Specialization, launch
+from fr_kernels.measured import tuned
 
 NORMS = Settings({"COLS": 8}, num_warps=4, num_stages=1)
 # (kernel, computes in float32): (features, codes, warps, pipeline stages). Every entry compiles without spills for 64
@@ -95,8 +96,11 @@ def settings(kernel: str, wide: bool, dims: int, device: torch.device) -> Settin
     blocks = {"ROWS": rows, "COLS": columns}
     if kernel != "chosen":
         blocks["DEPTH"] = min(dims, 32) if wide else dims
-    key = f"{kernel} d={dims} {'fp32' if wide else '16-bit'}"
-    return tuned("codebook", key, Settings(blocks, warps, stages), device)
+    key = f"{kernel} d={dims} {32 if wide else 16}-bit"
+    space = {"ROWS": (16, 256), "COLS": (16, 128), "num_warps": (2, 16), "num_stages": (1, 5)}
+    if wide and "DEPTH" in blocks:
+        space["DEPTH"] = (16, dims)
+    return tuned("codebook", key, Settings(blocks, warps, stages), space, device)
 
 
 def norms_form(dtype: str, d: int) -> Specialization:

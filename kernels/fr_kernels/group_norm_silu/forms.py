@@ -87,7 +87,7 @@ def _combine() -> list[Specialization]:
     forms: list[Specialization] = []
     for channels, members, pixels in GROUPS:
         tiles = ceil_div(pixels, TILE["statistics"])
-        settings, steps = combine_settings(tiles, members, torch.empty(0))
+        settings, steps = combine_settings("combine", tiles, members, torch.empty(0))
         constants = {"PIXELS": TILE["statistics"], "STEPS": steps}
         title = f"C={channels} {pixels} pixels"
         forms.append(_form(triton_impl.combine_kernel, title, "fp32", constants, settings))
@@ -137,7 +137,7 @@ def _parameters() -> list[Specialization]:
         (1280, 40, 16 * 16, True),
     ):
         tiles = ceil_div(pixels, TILE["sums"])
-        settings, steps = combine_settings(tiles, members, torch.empty(0))
+        settings, steps = combine_settings("group_sums", tiles, members, torch.empty(0))
         constants = {"HAS_BIAS": biased, "STEPS": steps}
         title = f"{'bias ' * biased}fp16 C={channels} {pixels} pixels"
         kernel = triton_backward.group_sums_kernel

@@ -2,10 +2,12 @@
 
 from torch import Tensor
 
-from fr_kernels.launch import Settings, tuned
+from fr_kernels.launch import Settings, Space
+from fr_kernels.measured import precision, tuned
 
 TILE = {"statistics": 128, "apply": 64, "sums": 64, "gradient": 64}
 """Pixels of a tile, for each kernel that passes over the pictures."""
+WARPS = {"num_warps": (1, 16)}
 
 
 def ceil_div(size: int, tile: int) -> int:
@@ -28,7 +30,8 @@ def pass_settings(kernel: str, channels: int, pixels: int) -> Settings:
 
 def settings_of(kernel: str, channels: int, pixels: int, like: Tensor) -> Settings:
     """`pass_settings`, unless others were measured to be better on the GPU of `like`."""
-    return _tuned(kernel, channels, pass_settings(kernel, channels, pixels), like)
+    space = {"PIXELS": (8, 256), "CHANNELS": (16, 256), **WARPS}
+    return _tuned(kernel, channels, pass_settings(kernel, channels, pixels), space, like)
 
 
 def grid_of(settings: Settings, pixels: int, channels: int, batch: int) -> tuple[int, int, int]:
@@ -38,13 +41,16 @@ def grid_of(settings: Settings, pixels: int, channels: int, batch: int) -> tuple
     return tiles, ceil_div(channels, blocks["CHANNELS"]), batch
 
 
-def combine_settings(tiles: int, members: int, like: Tensor) -> tuple[Settings, int]:
-    """One group: all its channels and as many tiles at a time as make 4096 values; (settings, steps)."""
+def combine_settings(kernel: str, tiles: int, members: int, like: Tensor) -> tuple[Settings, int]:
+    """One group: all its channels and as many tiles at a time as make 4096 values; (settings, steps).
+
+    kernel: "combine" or "group_sums".
+    """
     width = _power_of_2(members)
     rows = min(_power_of_2(tiles), max(4096 // width, 1))
     warps = 8 if rows * width > 1024 else 4
     default = Settings({"TILES": rows, "MEMBERS": width}, num_warps=warps, num_stages=1)
-    settings = _tuned("combine", members, default, like)
+    settings = _tuned(kernel, members, default, {"TILES": (1, 1024), **WARPS}, like)
     return settings, ceil_div(tiles, settings.blocks["TILES"])
 
 
@@ -52,7 +58,8 @@ def parameter_settings(batch: int, channels: int, like: Tensor) -> tuple[Setting
     """64 channels of at most 32 images at a time; (settings, steps)."""
     images = min(_power_of_2(max(batch, 1)), 32)
     default = Settings({"IMAGES": images, "CHANNELS": 64}, num_warps=4, num_stages=1)
-    settings = _tuned("parameters", channels, default, like)
+    space = {"IMAGES": (1, 64), "CHANNELS": (16, 256), **WARPS}
+    settings = _tuned("parameters", channels, default, space, like)
     return settings, ceil_div(batch, settings.blocks["IMAGES"])
 
 
@@ -61,6 +68,6 @@ def _power_of_2(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def _tuned(kernel: str, size: int, default: Settings, like: Tensor) -> Settings:
-    dtype = str(like.dtype).removeprefix("torch.")
-    return tuned("group_norm_silu", f"{kernel} {size} {dtype}", default, like.device)
+def _tuned(kernel: str, size: int, default: Settings, space: Space, like: Tensor) -> Settings:
+    key = f"{kernel} {size} {precision(like.dtype)}"
+    return tuned("group_norm_silu", key, default, space, like.device)

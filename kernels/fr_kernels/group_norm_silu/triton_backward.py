@@ -233,7 +233,7 @@ def _group_sums(
     if bias is not None:
         dtype = bias.dtype if bias.ndim == 2 else torch.float32
         each = part.new_empty((batch, channels), dtype=dtype)
-    settings, steps = combine_settings(tiles, members, read.h)
+    settings, steps = combine_settings("group_sums", tiles, members, read.h)
     written = (sums, group, sums if each is None else each)
     numbers = (tiles, channels, members, float(pixels), float(pixels * members))
     given = (part, read.w, read.statistics, *written, *numbers)

@@ -196,7 +196,7 @@ def _statistics(
     launch(statistics_kernel, grid, *given, h, part, *sizes, settings=settings, **flags)
     sizes = (pixels, grid[0], channels, members, float(pixels * members), eps)
     meta = {"PIXELS": settings.blocks["PIXELS"]}
-    settings, steps = combine_settings(grid[0], members, x)
+    settings, steps = combine_settings("combine", grid[0], members, x)
     given = (part, statistics, *sizes)
     launch(combine_kernel, (groups, batch), *given, settings=settings, STEPS=steps, **meta)
     return statistics

@@ -10,8 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fr_kernels.launch import Settings, Specialization, launch
+from fr_kernels.measured import precision, tuned
 
 DEFAULT = Settings({"PIXELS": 32}, num_warps=4, num_stages=1)
+SPACE = {"PIXELS": (4, 128), "num_warps": (1, 16)}
 
 
 @triton.jit
@@ -87,9 +89,11 @@ def phase_shuffle_backward(grad: Tensor) -> Tensor:
 
 def _launch(kernel, source, out, shape, pixels):
     batch, channels, height, width = shape
-    grid = (triton.cdiv(pixels, DEFAULT.blocks["PIXELS"]), batch if channels else 0)
     meta = {"CHANNELS": triton.next_power_of_2(channels)}
-    launch(kernel, grid, source, out, height, width, channels, settings=DEFAULT, **meta)
+    key = f"{kernel.__name__} C={meta['CHANNELS']} {precision(out.dtype)}"
+    settings = tuned("phase_shuffle", key, DEFAULT, SPACE, out.device)
+    grid = (triton.cdiv(pixels, settings.blocks["PIXELS"]), batch if channels else 0)
+    launch(kernel, grid, source, out, height, width, channels, settings=settings, **meta)
 
 
 def specializations() -> list[Specialization]:

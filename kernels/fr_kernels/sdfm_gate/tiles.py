@@ -1,13 +1,29 @@
 """Launch settings of HDRFace's feature gate: what is taken where nothing was measured on the GPU."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from fr_kernels.launch import Settings, tuned
+from fr_kernels.launch import Settings, Space
+from fr_kernels.measured import precision, tuned
 
 GATE_BACKWARD = Settings({"ROWS": 2, "STEPS": 4}, num_warps=8, num_stages=1)
 HIDDEN_BACKWARD = Settings({"ROWS": 4, "STEPS": 4}, num_warps=4, num_stages=1)
 NORM_BACKWARD = Settings({"ROWS": 2, "STEPS": 8}, num_warps=8, num_stages=1)
+
+_WARPS = {"num_warps": (1, 16)}
+_WHOLE_ROWS = {"ROWS": (1, 16), "STEPS": (1, 16), **_WARPS}
+_TILES = {"ROWS": (16, 128), "UNITS": (16, 256), "CHANNELS": (16, 128)}
+SPACES: Mapping[str, Space] = {
+    "statistics": _WHOLE_ROWS,
+    "hidden": {**_TILES, **_WARPS, "num_stages": (1, 4)},
+    "blend": {**_TILES, **_WARPS, "STEPS": (1, 16)},
+    "gate_backward": _WHOLE_ROWS,
+    "hidden_backward": _WHOLE_ROWS,
+    "norm_backward": _WHOLE_ROWS,
+}
+"""What may be varied of each kernel's settings."""
 
 
 def statistics_settings(tokens: int) -> Settings:
@@ -37,6 +53,5 @@ def blend_settings(tokens: int) -> Settings:
 def settings_of(kernel: str, default: Settings, features: Tensor) -> Settings:
     """Those measured for features [B, N, C] of this dtype on this GPU, else `default`."""
     batch, tokens, width = features.shape
-    kind = "fp32" if features.dtype is torch.float32 else "16-bit"
-    key = f"{kernel} B={batch} N={tokens} C={width} {kind}"
-    return tuned("sdfm_gate", key, default, features.device)
+    key = f"{kernel} B={batch} N={tokens} C={width} {precision(features.dtype)}"
+    return tuned("sdfm_gate", key, default, SPACES[kernel], features.device)
