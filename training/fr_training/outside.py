@@ -83,10 +83,12 @@ def outside_photo(name: str) -> Image:
 
 
 def _recipe() -> str:
-    """Digest of the picture list and of the code that cuts: when it changes, so may the crops."""
-    import fr_deploy.faces as cutter
+    """Digest of the picture list and of the code that finds and cuts: when it changes, so may the crops."""
+    import fr_deploy.faces as finder
+    import fr_kernels.face_warp as cutter
 
-    sources = sorted(Path(cutter.__path__[0]).glob("*.py"))
+    folders = (*finder.__path__, *cutter.__path__)
+    sources = [source for folder in folders for source in sorted(Path(folder).glob("*.py"))]
     text = json.dumps(PICTURES).encode() + b"".join(source.read_bytes() for source in sources)
     return hashlib.sha256(text).hexdigest()
 
