@@ -83,6 +83,20 @@ def test_a_view_is_changed_in_place_and_nothing_around_it() -> None:
     assert torch.equal(whole, before)
 
 
+def test_arrays_of_other_libraries_come_in_and_leave_without_a_copy() -> None:
+    """By DLPack: numpy's frames are changed in place, and numpy reads the crops where torch wrote them."""
+    array = picture()[None].copy()
+    expected, which, maps = tensors(array[0], matrix_of(12, 0.8, MIDDLE))
+    frames = torch.from_dlpack(array)
+    crops = cut_faces(frames, which, maps, SIZE)
+    assert np.from_dlpack(crops).ctypes.data == crops.data_ptr()
+    restored = torch.from_dlpack(texture(SIZE, SIZE, 5)[None].copy())
+    paste_faces(frames, which, restored, maps)
+    paste_faces(expected, which, restored, maps)
+    np.testing.assert_array_equal(array, expected.numpy())
+    assert (array[0] != picture()).any()
+
+
 def test_blend_and_two_runs() -> None:
     frame, matrix = picture(), matrix_of(-20, 0.4, MIDDLE)
     frames, which, maps = tensors(frame, matrix)

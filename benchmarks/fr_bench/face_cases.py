@@ -68,9 +68,9 @@ def _paste(scene: Scene) -> Case:
         """With the copy that `ours` makes; for a large face also its cut, and the crop read again."""
         size = restored.shape[1]
         places = plan.places(frames, which, matrices, size)
-        large = sum(3 * (place.part.pixels + 2 * size**2) for place in places if place.large)
-        pasted = sum(3 * (2 * place.box.pixels + size**2) for place in places)
-        return 2 * frames.nbytes + pasted + large
+        crops = sum(2 * size**2 for place in places if place.large)
+        pasted = sum(place.read + place.box.pixels + size**2 for place in places)
+        return 2 * frames.nbytes + 3 * (pasted + crops)
 
     return _case("paste_faces", scene, inputs=inputs, ours=ours, eager=_plain_paste, moved=moved)
 

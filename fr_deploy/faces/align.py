@@ -11,12 +11,10 @@ With a fifth of the crop missing at a side, the embedding of the face moves by 0
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fr_deploy.faces.face import FFHQ_TEMPLATE_512, Face
-from fr_deploy.faces.geometry import Affine, fit_similarity, tensor_of
-from fr_kernels.face_warp.op import cut_faces
+from fr_deploy.faces.geometry import Affine, cut, fit_similarity
 
 
 def align_matrix(landmarks: NDArray[np.float32], size: int = 512) -> Affine:
@@ -46,7 +44,7 @@ def align_faces(
         uint8 [N, size, size, 3] and the N maps photo -> crop that `paste_face` wants.
     """
     matrices = [align_matrix(face.landmarks, size) for face in faces]
-    which = torch.zeros(len(faces), dtype=torch.int32)
-    maps = torch.from_numpy(np.array(matrices, np.float64).reshape(-1, 2, 3))
-    crops = cut_faces(tensor_of(rgb)[None], which, maps, size, impl="reference")
-    return crops.numpy(), matrices
+    crops = np.empty((len(faces), size, size, 3), np.uint8)
+    for crop, matrix in zip(crops, matrices, strict=True):
+        crop[:] = cut(rgb, matrix, size)
+    return crops, matrices

@@ -18,7 +18,15 @@ import torch
 from numpy.typing import NDArray
 
 from fr_deploy.errors import UsageError
-from fr_deploy.faces.geometry import Affine, compose, invert, scaling, tensor_of
+from fr_deploy.faces.geometry import (
+    Affine,
+    compose,
+    invert,
+    scaling,
+    tensor_of,
+    translation,
+)
+from fr_kernels.face_warp import plan
 from fr_kernels.face_warp.op import paste_faces
 
 
@@ -73,10 +81,12 @@ def paste_face(
     """
     if not 0 <= blend <= 1:
         raise UsageError(f"blend is {blend}; give a number from 0 to 1")
-    frame, face = tensor_of(photo), tensor_of(restored)
-    maps = torch.from_numpy(matrix.astype(np.float64))[None]
+    part = plan.part_box(plan.affine(matrix.tolist()), len(restored), *photo.shape[:2])
+    view = photo[part.top : part.bottom, part.left : part.right]
+    frame, face = tensor_of(view), tensor_of(restored)
+    maps = torch.from_numpy(compose(matrix, translation(part.left, part.top)))[None]
     which = torch.zeros(1, dtype=torch.int32)
     counts = paste_faces(frame[None], which, face[None], maps, blend, impl="reference")
-    if not np.may_share_memory(photo, frame.numpy()):
-        photo[:] = frame.numpy()
+    if not np.may_share_memory(view, frame.numpy()):
+        view[:] = frame.numpy()
     return PasteStats(*counts[0].tolist())

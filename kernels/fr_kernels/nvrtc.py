@@ -80,12 +80,9 @@ def compiled(source: str, arch: str, said: io.StringIO | None = None) -> bytes:
         arch: such as "sm_90".
         said: gets what ptxas says of each kernel: registers, stack, spills.
     """
-    core, more = _core(), {}
-    if said is not None:
-        more = {
-            "ptxas_options": ["-v"],
-            "no_cache": True,
-        }  # what NVRTC finds in its own cache it says nothing of
+    core = _core()
+    # Of what NVRTC finds in a cache of its own it says nothing.
+    more = {} if said is None else {"ptxas_options": ["-v"], "no_cache": True}
     options = core.ProgramOptions(name=f"{source}.cu", std=STANDARD, arch=arch, **more)
     program = core.Program(cuda_source(source), "c++", options)
     return bytes(program.compile("cubin", logs=said).code)
@@ -132,9 +129,10 @@ def _key(source: str) -> str:
 def _write(path: Path, code: bytes) -> None:
     """At once or not at all: another process may look for the file meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(code)
-    Path(file.name).replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        written.write_bytes(code)
+        written.replace(path)
 
 
 def _argument(value: Tensor | int | float) -> Any:

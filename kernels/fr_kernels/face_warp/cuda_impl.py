@@ -57,7 +57,7 @@ def paste_faces(
 ) -> Tensor:
     """As `reference.paste_faces`."""
     faces = plan.places(frames, which, matrices, restored.shape[1])
-    read = [[place.box.pixels * (2 if place.large else 1), 0] for place in faces]
+    read = [[place.read, 0] for place in faces]
     counts = torch.tensor(read, dtype=torch.int64).view(-1, 2).to(frames.device)
     restored = restored.contiguous()
     for layer in plan.layers(faces):

@@ -106,8 +106,9 @@ def paste_faces(
         impl: "auto", "reference" or "cuda". The CUDA kernels need the pixels of a row to be contiguous.
 
     Returns:
-        int64 [N, 2] on the device of `frames`: the frame pixels read for each face, and those its mask covers, which
-        may have changed. They depend on the face, not on the size of the frame.
+        int64 [N, 2] on the device of `frames`: the frame pixels read for each face (those of the box around it, and
+        for one larger than its crop those of a second cut), and those its mask covers, which may have changed. They
+        depend on the face, not on the size of the frame.
 
     Raises:
         ValueError: a shape, dtype, device, frame number or matrix does not fit, or `blend` lies outside 0..1.

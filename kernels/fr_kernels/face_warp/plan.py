@@ -11,9 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-SPREAD = (
-    0.25  # where a shrunk picture is sampled, from the middle of the pixel: the four quarters of it
-)
+SPREAD = 0.25  # a shrunk picture is sampled in the middle of each quarter of a pixel
 REACH = 3  # pixels that a sample may lie from one of its bicubic neighbours, and one to spare
 
 
@@ -203,6 +201,11 @@ class Place:
     def large(self) -> bool:
         """Whether the frame has detail finer than the crop, so that pasting cuts again."""
         return self.matrix.scale < 1
+
+    @property
+    def read(self) -> int:
+        """Frame pixels that pasting reads: those of `box`, and for a large face those of `part` before."""
+        return self.box.pixels + (self.part.pixels if self.large and self.box.pixels else 0)
 
 
 def places(frames: Tensor, which: Tensor, matrices: Tensor, size: int) -> list[Place]:

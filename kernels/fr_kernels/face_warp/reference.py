@@ -8,7 +8,8 @@ convolution (a = -3/4) of its 4 x 4 nearest pixels; outside lies its mirror imag
 Drawn through a map M of scale s = sqrt |det M|, picture -> output, it is
 
     s >= 1   D_p(x, y) = B_p(M^-1 (x, y))
-    s <  1   D_p(x, y) = 1/4 sum of B_q(R M^-1 (x +- 1/4, y +- 1/4)),  q = p averaged to r = min(1, 2 s) of its size
+    s <  1   D_p(x, y) = 1/4 sum of B_q(R M^-1 (x +- 1/4, y +- 1/4)),  q = p averaged to r = min(1, 2 s) of its size,
+             but not below two pixels a side
 
 where q[j] along an axis is the mean of p over [j / r, (j + 1) / r) and R the map of that resize. Then
 
@@ -19,8 +20,9 @@ where q[j] along an axis is the mean of p over [j / r, (j + 1) / r) and R the ma
             g  = 0 where s(A) >= 1, else the share of the crop's finest detail that o kept:
                  <m (c - G c), o - G o> / <m (c - G c), c - G c>, clamped to 0..1, G a Gaussian of half a pixel
 
-Both round once, half to even, and clamp to 0..255. Coordinates are float64, pixels and weights float32, sums over a
-face float64. A face's cost follows its area: no pixel outside `plan.part_box` is touched.
+Both round once, half to even, and clamp to 0..255. Coordinates are float64 (here rounded to float32, from -1 to 1 in
+what is sampled), pixels and weights float32, sums over a face float64. A face's cost follows its area: no pixel
+outside `plan.part_box` is touched. D is `draw.py`.
 """
 
 import math
@@ -92,8 +94,9 @@ def paste_face(frame: Tensor, face: Tensor, matrix: Affine, blend: float) -> tup
         return 0, 0
     kept, read, picture = 0.0, box.pixels, face
     if matrix.scale < 1:
-        crop = cut_face(frame, matrix, size)
-        kept, read = kept_detail(crop, face), 2 * read
+        part = part_box(matrix, size, frame.shape[0], frame.shape[1])
+        crop = cut_part(part.of(frame), part, matrix, size)
+        kept, read = kept_detail(crop, face), read + part.pixels
         picture = face.float().sub_(crop, alpha=kept)
     how = drawing(size, size, matrix.inverse())
     source, written = averaged(picture, how), 0
