@@ -15,7 +15,7 @@ MISSED = {
     ("generated", "mild"): "lpips_hed 0.916x > 0.90x",
     ("generated", "vqfr-v2"): "lpips_hed 0.894x > 0.86x",
     ("outside", "mild"): "lpips_hed 0.936x > 0.90x",
-    ("outside", "vqfr-v2"): "lpips_hed 0.884x > 0.86x",
+    ("outside", "vqfr-v2"): "lpips_hed 0.885x > 0.86x",
 }
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
