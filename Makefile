@@ -12,15 +12,19 @@ RUN := $(VENV)/run-$(KEY).stamp
 DEV := $(VENV)/dev-$(KEY).stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install --prefer-binary --progress-bar off
+# The oldest Triton that pyproject.toml allows, and the last numpy whose arrays its interpreter takes as loop bounds:
+# first on the path, beside a torch that pins a newer one.
+OLDEST := $(VENV)/triton-3.6.0
 # Of pip's output: the downloads that take a while, and the step after them.
 SHOW := awk '/^ *Downloading.*MB\)/ { print "  " $$1, $$2, $$3, $$4; fflush() } /^Installing/ { print "  unpacking"; fflush() }'
 
-.PHONY: help demo test test-all lint types bench model help-texts wheel clean
+.PHONY: help demo test test-all test-oldest lint types bench model help-texts wheel clean
 
 help:
 	@echo 'make demo        restore the photos in assets/demo and write a report'
 	@echo 'make test        ruff, pyright, and the tests that take seconds'
-	@echo 'make test-all    the tests that take minutes'
+	@echo 'make test-all    the tests that take minutes, and make test-oldest'
+	@echo 'make test-oldest kernel tests with the oldest Triton allowed'
 	@echo 'make lint        ruff alone                make types    pyright alone'
 	@echo 'make bench       time one face on this machine'
 	@echo 'make model       train lafr-mini anew (hours on a CPU); the same command resumes'
@@ -36,8 +40,12 @@ demo: $(RUN)
 test: lint types
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: $(DEV)
+test-all: $(DEV) test-oldest
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-oldest: $(DEV) $(OLDEST)/installed
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -c 'import triton as t; assert t.__version__ == "3.6.0", t.__path__'
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m pytest -m "oldest and not gpu"
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -81,6 +89,12 @@ $(RUN): | $(BIN)/python
 	@$(INSTALL) -e . | $(SHOW)
 	@touch $@
 	@echo 'installed'
+
+$(OLDEST)/installed: | $(BIN)/python
+	@echo 'installing Triton 3.6.0 into $(OLDEST) (0.7 GB; seconds)'
+	@rm -rf $(OLDEST)
+	@$(INSTALL) --no-deps --target $(OLDEST) triton==3.6.0 numpy==2.3.5 | $(SHOW)
+	@touch $@
 
 $(DEV): | $(BIN)/python
 	@echo 'installing fr-deploy and its development tools into $(VENV) (a minute or two)'

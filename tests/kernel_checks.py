@@ -15,6 +15,8 @@ from fr_kernels.launch import launches_made, launching
 
 NO_NVRTC = 'no NVRTC: pip install -e ".[dev]"'
 DTYPES = (torch.float32, torch.float16)  # the interpreter's bf16 dot returns garbage
+WITHOUT_DOT = (*DTYPES, torch.bfloat16)
+"""For kernels that only load, compute element by element, sum and store."""
 
 
 def has_nvrtc() -> bool:
@@ -29,15 +31,39 @@ def within_budget(got: Tensor, eager: Tensor, exact: Tensor) -> None:
     assert result.kept, result
 
 
+# Elements on either side of fresh memory: no tile of the tests' sizes reaches further.
+GUARD = 1 << 16
+
+
+def guard_byte(dtype: torch.dtype) -> int:
+    """What the guard bands hold: a NaN in every floating format that arithmetic does not give; no likely integer."""
+    return 0xFF if dtype.is_floating_point else 0x5A
+
+
 @contextmanager
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
-    """Fresh memory is NaN (floats) or the largest value (integers): what a kernel forgets to write shows."""
+    """Fresh memory is NaN (floats) or the largest value (integers), between guard bands.
+
+    What a kernel forgets to write shows in its result; what it writes outside its outputs and its scratch fails here,
+    on leaving.
+    """
+    plain_empty = torch.empty
+    bands: list[tuple[Tensor, Tensor]] = []
 
     def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def made(*args: Any, **kwargs: Any) -> Tensor:
             out = make(*args, **kwargs)
+            if launching():  # the interpreter's own
+                return out
+            size = 1 + sum((n - 1) * step for n, step in zip(out.shape, out.stride(), strict=True))
+            size = size if out.numel() else 0
+            memory = plain_empty(GUARD + size + GUARD, dtype=out.dtype, device=out.device)
+            memory.view(torch.uint8).fill_(guard_byte(out.dtype))
             worst = float("nan") if out.is_floating_point() else torch.iinfo(out.dtype).max
-            return out.fill_(worst)
+            memory[GUARD : GUARD + size] = worst
+            bands.append((memory[:GUARD], memory[GUARD + size :]))
+            # Not a view: an operator may not return one.
+            return out.set_(memory.untyped_storage(), GUARD, out.shape, out.stride())
 
         return made
 
@@ -47,6 +73,11 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
         for name in ("new_empty", "new_empty_strided"):
             patch.setattr(Tensor, name, poison(getattr(Tensor, name)))
         yield
+    for place, band in (
+        (p, b) for pair in bands for p, b in zip(("before", "after"), pair, strict=True)
+    ):
+        touched = band.view(torch.uint8) != guard_byte(band.dtype)
+        assert not touched.any(), f"written {place} a tensor of {band.dtype}: {touched.sum()} bytes"
 
 
 # Shapes, strides and bare memory: no launch.

@@ -72,12 +72,14 @@ def check_against_eager(
         within_budget(one, peer, truth)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_as_exact_as_eager(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     check_against_eager(*problem(case, dtype), monkeypatch)
 
 
+@pytest.mark.oldest
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of tile rows that are never stored
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_scores_far_from_zero(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:

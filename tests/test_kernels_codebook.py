@@ -56,6 +56,7 @@ def gradients(out: Tensor, grad: Tensor, inputs: tuple[Tensor, Tensor]) -> tuple
     return torch.autograd.grad(out, inputs, grad.to(out.dtype))
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5000, 33, 8), (63, 1024, 256)])
 def test_nearest_is_the_brute_force_one(shape: tuple[int, int, int]) -> None:
     features, codebook = data(shape)
@@ -113,6 +114,7 @@ def test_the_chosen_code_is_as_near_as_fp32_can_tell(dtype: torch.dtype, offset:
         assert excess(short) > allowed
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "offset"), [*((s, 0) for s in SHAPES), (SHAPES[1], 3)])
@@ -168,6 +170,7 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda c: nearest_code(features, c).codes, (codebook,))
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("mode", MODES)
 def test_many_parts_and_steps_of_the_codebooks_gradient(
     mode: str, monkeypatch: pytest.MonkeyPatch

@@ -119,6 +119,7 @@ def check_all(
         within_budget(mine, theirs, true)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_triton_against_float64(
@@ -127,6 +128,7 @@ def test_triton_against_float64(
     check_all([arguments(size, dtype, seed=seed) for seed in (0, 100)], monkeypatch)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_tiles(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     given = [tensor.detach() for tensor in arguments(MANY, dtype)]

@@ -231,6 +231,14 @@ def test_commands_of_the_readme_are_targets_of_the_makefile() -> None:
     assert {"demo", "test", "test-all"} <= named <= targets
 
 
+def test_the_oldest_triton_tested_is_the_oldest_allowed() -> None:
+    dependencies = _project()["project"]["dependencies"]
+    (allowed,) = (line for line in dependencies if line.startswith("triton"))
+    oldest = re.search(r">=([\d.]+)", allowed)
+    assert oldest
+    assert f"triton=={oldest[1]}.0 " in (ROOT / "Makefile").read_text()
+
+
 def test_tests_named_in_documents_exist() -> None:
     named = {
         name

@@ -1,10 +1,11 @@
 """Compiles every Triton kernel ahead of time, without a GPU, and reports what the compiler made of it.
 
-    python -m fr_kernels.aot [-o kernels/aot.csv] [--op NAME] [--sm 90] [-j 2]
+    python -m fr_kernels.aot [-o kernels/aot.csv] [--keep kernels/aot.csv] [--op NAME] [--sm 90] [--principal] [-j 2]
 
 One row per op, specialization and architecture: registers, stack, spills, shared memory, matrix instructions and
 128-bit loads. Exits 1 where a row breaks a rule: a spill, more shared memory than the architecture has, or a dot of
-16-bit inputs without a matrix instruction. Must run without TRITON_INTERPRET.
+16-bit inputs without a matrix instruction. Rows of a table that is kept are compiled again only where their source
+or the compiler is another. Must run without TRITON_INTERPRET.
 """
 
 import argparse
@@ -13,13 +14,16 @@ import importlib
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from hashlib import sha256
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fr_kernels.launch import Specialization, triton_ops
@@ -27,15 +31,23 @@ from fr_kernels.launch import Specialization, triton_ops
 ARCHITECTURES = (80, 89, 90, 100, 120)
 # Bytes one block may use (CUDA programming guide, table of compute capabilities).
 SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
-MATRIX = re.compile(r"^(HMMA|HGMMA|UTCHMMA|UTCQMMA|QGMMA|OMMA|QMMA)\b")
+# In PTX: ptxas makes each of these one instruction. Disassembling the cubins to count them took half of the time.
+MATRIX = re.compile(
+    r"^\s*(?:@!?%p\d+ )?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", re.MULTILINE
+)
+LOAD128 = re.compile(
+    r"ld\.global[\w.:]*\.(?:v4\.b32|v2\.b64|v8\.b32|v4\.b64)|cp\.async\.cg\.shared\.global \[|cp\.async\.bulk\.tensor"
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What ptxas and the disassembler say of one cubin."""
+    """What the compiler says of one cubin."""
 
     triton: str
     """Version of the compiler."""
+    source: str
+    """Hash of what it was given: the kernel's text and line, its constants, types and options."""
     op: str
     specialization: str
     sm: int
@@ -46,7 +58,9 @@ class Row:
     """Bytes of spill stores and loads together."""
     shared: int
     matrix: int
+    """Matrix instructions."""
     loads128: int
+    """Loads of 128 bits or more from global memory."""
 
     def broken(self, spec: Specialization) -> list[str]:
         """The rules this row breaks."""
@@ -59,19 +73,37 @@ class Row:
         return [text for text, broken in rules.items() if broken]
 
 
+@cache
 def specializations(op: str) -> list[Specialization]:
-    """What the op declares: `specializations()` of its `triton_impl`."""
-    module = importlib.import_module(f"fr_kernels.{op}.triton_impl")
-    return module.specializations()
+    """What the op declares, `specializations()` of its `triton_impl`, and the principal ones in bfloat16."""
+    declared = importlib.import_module(f"fr_kernels.{op}.triton_impl").specializations()
+    return [*declared, *(_in_bfloat16(s) for s in declared if s.principal and "fp16" in s.name)]
 
 
-def compile_for(spec: Specialization, sm: int) -> Any:
-    """Triton's compiled kernel, with the divisibility attributes that the launcher would add.
+def _in_bfloat16(spec: Specialization) -> Specialization:
+    signature = {name: kind.replace("fp16", "bf16") for name, kind in spec.signature.items()}
+    return replace(spec, name=spec.name.replace("fp16", "bf16"), signature=signature)
 
-    Without them a kernel reports spills and narrow loads that no run has.
+
+def compile_for(spec: Specialization, sm: int) -> tuple[Any, str]:
+    """Triton's compiled kernel, and what ptxas said of it.
+
+    With the divisibility attributes that the launcher would add: without them a kernel reports spills and narrow
+    loads that no run has. What ptxas says is of the run that made the cubin, because its registers and spills depend
+    on options that differ from one Triton to another.
     """
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
+
+    options = {"num_warps": spec.settings.num_warps, "num_stages": spec.settings.num_stages}
+    with knobs.compilation.scope(), knobs.nvidia.scope(), redirect_stdout(StringIO()) as said:
+        knobs.compilation.always_compile = knobs.nvidia.dump_ptxas_log = True
+        compiled = triton.compile(_source(spec), target=GPUTarget("cuda", sm, 32), options=options)
+    return compiled, said.getvalue()
+
+
+def _source(spec: Specialization) -> Any:
     from triton.compiler import ASTSource
 
     names = spec.kernel.arg_names
@@ -79,79 +111,86 @@ def compile_for(spec: Specialization, sm: int) -> Any:
     if set(spec.signature) | set(spec.constants) != set(names):
         raise ValueError(f"{spec.name}: arguments do not match {names}: {sorted(unknown)}")
     aligned = [n for n, t in spec.signature.items() if t.startswith("*") or n in spec.divisible]
-    signature = {n: spec.signature.get(n, "constexpr") for n in names}
-    source = ASTSource(
+    return ASTSource(
         fn=spec.kernel,
-        signature=signature,
+        signature={n: spec.signature.get(n, "constexpr") for n in names},
         constexprs={(names.index(n),): value for n, value in spec.constants.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
     )
-    options = {"num_warps": spec.settings.num_warps, "num_stages": spec.settings.num_stages}
-    return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+
+
+def fingerprint(spec: Specialization) -> str:
+    """Hash of all that decides what one compiler makes of a specialization on one architecture."""
+    options = (spec.settings.num_warps, spec.settings.num_stages)
+    return sha256(f"{_source(spec).hash()} {options}".encode()).hexdigest()[:16]
 
 
 def report(op: str, spec: Specialization, sm: int) -> Row:
     """Compile one specialization for one architecture and read what came out."""
-    compiled = compile_for(spec, sm)
-    registers, stack, spills = _resources(compiled.asm["ptx"], sm)
-    matrix, loads128 = _instructions(compiled.asm["cubin"])
-    return Row(
-        _version(), op, spec.name, sm, spec.settings.num_warps, registers, stack, spills,
-        compiled.metadata.shared, matrix, loads128,
-    )  # fmt: skip
-
-
-def _version() -> str:
     import triton
 
-    return triton.__version__
-
-
-def _tool(name: str) -> str:
-    import triton
-
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-
-
-def _resources(ptx: str, sm: int) -> tuple[int, int, int]:
-    """(registers, stack bytes, spill bytes) as ptxas prints them."""
-    target = re.search(r"\.target (\w+)", ptx)
-    assert target is not None
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        ptxas = _tool("ptxas-blackwell" if sm >= 100 else "ptxas")
-        command = [ptxas, "-v", f"--gpu-name={target[1]}", file.name, "-o", "/dev/null"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    compiled, said = compile_for(spec, sm)
     frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", said)
     used = re.search(r"Used (\d+) registers", said)
     assert frame is not None, said
     assert used is not None, said
-    return int(used[1]), int(frame[1]), int(frame[2]) + int(frame[3])
+    ptx = compiled.asm["ptx"]
+    return Row(
+        triton=triton.__version__,
+        source=fingerprint(spec),
+        op=op,
+        specialization=spec.name,
+        sm=sm,
+        warps=spec.settings.num_warps,
+        registers=int(used[1]),
+        stack=int(frame[1]),
+        spills=int(frame[2]) + int(frame[3]),
+        shared=compiled.metadata.shared,
+        matrix=len(MATRIX.findall(ptx)),
+        loads128=len(LOAD128.findall(ptx)),
+    )
 
 
-def _instructions(cubin: bytes) -> tuple[int, int]:
-    """(matrix instructions, 128-bit global loads) in the machine code."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [_tool("nvdisasm"), "-c", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    code = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text)
-    wide = sum(bool(re.match(r"(LDG|LDGSTS)\.E\.(\w+\.)*128|UTMALDG", name)) for name in code)
-    return sum(bool(MATRIX.match(name.split(".")[0])) for name in code), wide
+def read_table(path: Path) -> list[Row]:
+    """The rows of a file written with `-o`."""
+    numbers = {field.name for field in fields(Row) if field.type is int}
+    with path.open(newline="") as file:
+        lines: list[dict[str, Any]] = list(csv.DictReader(file))
+    for line in lines:
+        line.update({name: int(line[name]) for name in numbers})
+    return [Row(**line) for line in lines]
 
 
 def rows(
-    ops: list[str], architectures: tuple[int, ...], jobs: int
+    wanted: Sequence[tuple[str, Specialization, int]], jobs: int, kept: Sequence[Row] = ()
 ) -> Iterator[tuple[Row, Specialization]]:
-    """Every row of these ops and architectures, in order; `jobs` processes compile."""
-    wanted = [(op, spec, sm) for op in ops for spec in specializations(op) for sm in architectures]
+    """The row of each op, specialization and architecture wanted, in order; `jobs` processes compile those not kept."""
+    import triton
+
+    known = {(row.triton, row.source, row.op, row.specialization, row.sm): row for row in kept}
+    found = [
+        known.get((triton.__version__, fingerprint(spec), op, spec.name, sm))
+        for op, spec, sm in wanted
+    ]
+    missing = [
+        (op, spec.name, sm)
+        for (op, spec, sm), row in zip(wanted, found, strict=True)
+        if row is None
+    ]
     # Spawned: a process that has started torch's threads cannot fork safely.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        made = pool.map(_report_by_name, [(op, spec.name, sm) for op, spec, sm in wanted])
-        for (_, spec, _), row in zip(wanted, made, strict=True):
-            yield row, spec
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        TemporaryDirectory() as folder,
+        ProcessPoolExecutor(jobs, spawn, _cache, (folder,)) as pool,
+    ):
+        made = pool.map(_report_by_name, missing)
+        for (_, spec, _), row in zip(wanted, found, strict=True):
+            yield row or next(made), spec
+
+
+def _cache(folder: str) -> None:
+    """Compile into a folder that goes away: a whole table is hundreds of megabytes."""
+    os.environ["TRITON_CACHE_DIR"] = folder
 
 
 def _report_by_name(wanted: tuple[str, str, int]) -> Row:
@@ -172,15 +211,25 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fr_kernels.aot", description=__doc__)
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--keep", type=Path, help="a table whose rows need not be compiled again")
     parser.add_argument("--op", action="append", choices=triton_ops())
     parser.add_argument("--sm", action="append", type=int, choices=ARCHITECTURES)
+    parser.add_argument(
+        "--principal", action="store_true", help="the main forms of each kernel alone"
+    )
     parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
     table: list[Row] = []
     failed = 0
-    architectures = tuple(given.sm or ARCHITECTURES)
+    wanted = [
+        (op, spec, sm)
+        for op in given.op or triton_ops()
+        for spec in specializations(op)
+        for sm in given.sm or ARCHITECTURES
+        if spec.principal or not given.principal
+    ]
     print(*(field.name for field in fields(Row)), sep=",")
-    for row, spec in rows(given.op or triton_ops(), architectures, given.jobs):
+    for row, spec in rows(wanted, given.jobs, read_table(given.keep) if given.keep else ()):
         table.append(row)
         print(*asdict(row).values(), sep=",", flush=True)
         for rule in row.broken(spec):

@@ -44,6 +44,8 @@ class Specialization:
     """Integer arguments divisible by 16 at the named sizes; pointers always are."""
     matrix: bool = False
     """Whether it must contain matrix instructions (a dot of 16-bit inputs)."""
+    principal: bool = False
+    """A main form of its kernel: compiled in bfloat16 too, and by the oldest Triton that is allowed."""
 
 
 def all_outputs(outputs: Sequence[Tensor], *_: Any) -> Sequence[Tensor]:

@@ -48,20 +48,24 @@ def _space(dtype: torch.dtype) -> Space:
 
 
 def default_settings(part: str, dtype: torch.dtype, rows: int, head: int) -> Settings:
-    """Tiles of ROWS queries by KEYS keys that keep their accumulators in registers on sm_80 to sm_120.
+    """Tiles of ROWS queries by KEYS keys that keep their accumulators in registers on sm_80 to sm_120, at any length.
 
     The forward takes 128 queries where they are many, as each tile reads all keys, and 64 where 128 would leave an
-    image of 20 heads fewer programs than a large GPU has multiprocessors (L = 256: 80 against 160). The backward
-    has more in registers, two scores a tile: 64 by 64, and where four warps share dq, 64 by 32. float32 has no matrix
-    instruction of its precision, so its operands lie in registers too: 32 by 32, and 16 by 16 where dq has wide heads.
+    image of 20 heads fewer programs than a large GPU has multiprocessors (L = 256: 80 against 160). Masks cost
+    registers: with 64 keys the forward spills 16 bytes on sm_80 at a width of 128 and 112 on sm_100 at 32; dkv with 64
+    queries spills 88 on sm_120 at 64. float32 has no matrix instruction of its precision, so its operands lie in
+    registers too: dkv spills 8 bytes on sm_100 with 8 warps at 64, and 32 on sm_80 with 16 at 128.
     """
     wide = width_of(head) > 64
     if dtype is torch.float32:
         side = 16 if wide and part == "dq" else 32
-        return Settings({"ROWS": side, "KEYS": side}, num_warps=8, num_stages=1)
-    if part != "forward":
-        blocks = {"ROWS": 64, "KEYS": 64 if wide or part == "dkv" else 32}
+        warps = 16 if part == "dkv" and not wide else 8
+        return Settings({"ROWS": side, "KEYS": side}, warps, num_stages=1)
+    if part == "dq":
+        return Settings({"ROWS": 64, "KEYS": 32}, num_warps=4, num_stages=2)
+    if part == "dkv":
+        blocks = {"ROWS": 64 if wide else 32, "KEYS": 64}
         return Settings(blocks, num_warps=8 if wide else 4, num_stages=2)
     tall = rows > 256
-    blocks = {"ROWS": 128 if tall else 64, "KEYS": 64}
-    return Settings(blocks, num_warps=8 if tall else 4, num_stages=2 if wide else 3)
+    blocks = {"ROWS": 128 if tall else 64, "KEYS": 64 if width_of(head) == 64 else 32}
+    return Settings(blocks, num_warps=8 if tall else 4, num_stages=3)

@@ -133,6 +133,7 @@ def specializations() -> list[Specialization]:
                     {"K": 1024, "SOFT": soft, **chosen.blocks},
                     chosen,
                     divisible=("N",),
+                    principal=soft and dtype == "fp16",
                 )
             )
         pointers = dict.fromkeys(("G", "X", "DX"), f"*{dtype}")
@@ -144,6 +145,7 @@ def specializations() -> list[Specialization]:
                 {"K": 1024, **chosen.blocks},
                 chosen,
                 divisible=("N",),
+                principal=dtype == "fp16",
             )
         )
     return forms

@@ -235,6 +235,7 @@ def specializations() -> list[Specialization]:
                 {"PARTS": 8, **SUM.blocks},
                 SUM,
                 divisible=("count",),
+                principal=dtype == "fp16",
             )
         )
     return forms
@@ -257,6 +258,7 @@ def _soft_form(
         chosen,
         divisible=("N",),
         matrix=not meta["WIDE"],
+        principal=(dtype, meta["D"]) == ("fp16", 256),
     )
 
 
@@ -270,4 +272,5 @@ def _chosen_form(dtype: str, meta: dict[str, Any]) -> Specialization:
         chosen,
         divisible=("N",),
         matrix=not meta["WIDE"],
+        principal=(dtype, meta["D"]) == ("fp16", 256),
     )

@@ -123,7 +123,7 @@ def specializations() -> list[Specialization]:
         for d in (256, 64)
         for kind in ("hard", "embed", "index")
         # The others have one form for both.
-        if n == 4096 or (dtype == "fp16" and kind != "index")
+        if n == 4096 or (dtype == "fp16" and kind == "embed")
     ]
     norms = [norms_form(dtype, d) for dtype in ("fp16", "fp32") for d in (256, 64)]
     backward = triton_backward.specializations()
@@ -144,4 +144,5 @@ def _lookup_form(n: int, dtype: str, d: int, kind: str) -> Specialization:
         chosen,
         divisible=("N",),
         matrix=not wide,
+        principal=(dtype, d) == ("fp16", 256) and (n > 4096 or kind != "embed"),
     )

@@ -11,7 +11,7 @@ from fr_kernels.launch import Tunable
 
 # features, codes, dimensions
 SHAPES = ((4096, 1024, 256), (4096, 1024, 64), (65536, 1024, 256), (65536, 1024, 64))
-SMALL = ((50, 40, 24),)
+SMALL = ((50, 45, 24),)
 
 
 def tunables(small: bool = False) -> list[Tunable]:

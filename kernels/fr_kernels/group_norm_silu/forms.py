@@ -20,11 +20,8 @@ from fr_kernels.launch import Settings, Specialization
 
 GROUPS = (
     (128, 4, 512 * 512),
-    (256, 8, 512 * 512),
     (512, 16, 256 * 256),
     (320, 10, 64 * 64),
-    (640, 20, 32 * 32),
-    (1280, 40, 16 * 16),
     (2560, 80, 16 * 16),
 )
 """Channels, channels a group, most pixels they come with."""
@@ -41,7 +38,12 @@ def specializations() -> list[Specialization]:
 
 
 def _form(
-    kernel: Any, title: str, dtype: str, constants: dict[str, Any], settings: Settings
+    kernel: Any,
+    title: str,
+    dtype: str,
+    constants: dict[str, Any],
+    settings: Settings,
+    principal: bool = False,
 ) -> Specialization:
     constants = {**constants, **settings.blocks}
     signature: dict[str, str] = {}
@@ -54,7 +56,9 @@ def _form(
             signature[name] = "fp32" if name in _NUMBERS else "i32"
     integers = tuple(n for n, t in signature.items() if t == "i32" and n not in _ODD)
     title = f"{kernel.__name__.removesuffix('_kernel')} {title}"
-    return Specialization(title, kernel, signature, constants, settings, integers)
+    return Specialization(
+        title, kernel, signature, constants, settings, integers, principal=principal
+    )
 
 
 def _statistics() -> list[Specialization]:
@@ -69,13 +73,12 @@ def _statistics() -> list[Specialization]:
                 "SHUFFLED": "shuffled" in added,
             },
             pass_settings("statistics", channels, _LARGE),
+            (added, dtype, channels) == ("x+residual", "fp16", 64),
         )
         for added, dtype, channels in (
             ("x", "fp16", 64),
             ("x+residual", "fp16", 64),
-            ("x+bias", "fp16", 64),
             ("x+residual+bias", "fp16", 64),
-            ("shuffled", "fp16", 64),
             ("shuffled+bias", "fp16", 64),
             ("x+residual", "fp16", 32),
             ("x+residual", "fp32", 64),
@@ -90,7 +93,8 @@ def _combine() -> list[Specialization]:
         settings, steps = combine_settings("combine", tiles, members, torch.empty(0))
         constants = {"PIXELS": TILE["statistics"], "STEPS": steps}
         title = f"C={channels} {pixels} pixels"
-        forms.append(_form(triton_impl.combine_kernel, title, "fp32", constants, settings))
+        kernel, main = triton_impl.combine_kernel, members == 4
+        forms.append(_form(kernel, title, "fp32", constants, settings, main))
     return forms
 
 
@@ -102,6 +106,7 @@ def _apply() -> list[Specialization]:
             dtype,
             {"SILU": act == "silu"},
             pass_settings("apply", channels, _LARGE),
+            (act, dtype, channels) == ("silu", "fp16", 64),
         )
         for act, dtype, channels in (
             ("silu", "fp16", 64),
@@ -120,6 +125,7 @@ def _sums() -> list[Specialization]:
             dtype,
             {"SILU": True, "HAS_DH": biased, "HAS_BIAS": biased},
             pass_settings("sums", channels, _LARGE),
+            (biased, dtype, channels) == (True, "fp16", 64),
         )
         for biased, dtype, channels in (
             (False, "fp16", 64),
@@ -141,11 +147,11 @@ def _parameters() -> list[Specialization]:
         constants = {"HAS_BIAS": biased, "STEPS": steps}
         title = f"{'bias ' * biased}fp16 C={channels} {pixels} pixels"
         kernel = triton_backward.group_sums_kernel
-        forms.append(_form(kernel, title, "fp16", constants, settings))
+        forms.append(_form(kernel, title, "fp16", constants, settings, biased))
     settings, steps = parameter_settings(16, 1280, torch.empty(0))
     constants = {"HAS_BIAS": True, "STEPS": steps}
     kernel = triton_backward.parameters_kernel
-    return [*forms, _form(kernel, "bias fp16 16 images", "fp16", constants, settings)]
+    return [*forms, _form(kernel, "bias fp16 16 images", "fp16", constants, settings, True)]
 
 
 def _gradient() -> list[Specialization]:
@@ -156,9 +162,9 @@ def _gradient() -> list[Specialization]:
             dtype,
             {"SILU": True, "HAS_DH": "dh" in source, "SHUFFLED": "shuffled" in source},
             pass_settings("gradient", channels, _LARGE),
+            (source, dtype, channels) == ("dy+dh", "fp16", 64),
         )
         for source, dtype, channels in (
-            ("dy", "fp16", 64),
             ("dy+dh", "fp16", 64),
             ("shuffled dy+dh", "fp16", 64),
             ("dy+dh", "fp16", 32),

@@ -106,6 +106,7 @@ def specializations() -> list[Specialization]:
             {"PIXELS": DEFAULT.blocks["PIXELS"], "CHANNELS": channels},
             DEFAULT,
             divisible=("H2", "W2", "C"),
+            principal=(dtype, channels) == ("fp16", 256),
         )
         for kernel, first in (
             (phase_shuffle_kernel, "Y"),

@@ -8,7 +8,7 @@ from torch import Tensor
 from fr_kernels.launch import Settings, Space
 from fr_kernels.measured import precision, tuned
 
-GATE_BACKWARD = Settings({"ROWS": 2, "STEPS": 4}, num_warps=8, num_stages=1)
+GATE_BACKWARD = Settings({"ROWS": 1, "STEPS": 8}, num_warps=8, num_stages=1)
 HIDDEN_BACKWARD = Settings({"ROWS": 4, "STEPS": 4}, num_warps=4, num_stages=1)
 NORM_BACKWARD = Settings({"ROWS": 2, "STEPS": 8}, num_warps=8, num_stages=1)
 
@@ -28,8 +28,8 @@ SPACES: Mapping[str, Space] = {
 
 def statistics_settings(tokens: int) -> Settings:
     """Few tokens: 8 a program, so that one image gives many programs; many: 16, so that fewer sums are written."""
-    steps = 2 if tokens <= 512 else 4
-    return Settings({"ROWS": 4, "STEPS": steps}, num_warps=8, num_stages=1)
+    steps = 4 if tokens <= 512 else 8
+    return Settings({"ROWS": 2, "STEPS": steps}, num_warps=8, num_stages=1)
 
 
 def hidden_settings(batch: int, tokens: int, units: int, dtype: torch.dtype) -> Settings:

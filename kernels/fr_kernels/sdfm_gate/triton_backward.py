@@ -258,10 +258,9 @@ def specializations() -> list[Specialization]:
 def _forms(dtype: str, width: int) -> list[Specialization]:
     name, row, units = f"{dtype} C={width}", _row_meta(width), {"H": 512, "WIDTH": 512}
     gate, norm = "STATS TOKEN CHANNEL SUMS DLOGIT", "STATS TOKEN CHANNEL SUMS"
-    return [
-        specialization(name, dtype, gate_backward_kernel, GATE_BACKWARD, gate, row),
-        specialization(
-            f"{dtype} H=512", dtype, hidden_backward_kernel, HIDDEN_BACKWARD, "DLOGIT SUMS", units
-        ),
-        specialization(name, dtype, norm_backward_kernel, NORM_BACKWARD, norm, row),
-    ]
+    forms = (
+        (name, gate_backward_kernel, GATE_BACKWARD, gate, row),
+        (f"{dtype} H=512", hidden_backward_kernel, HIDDEN_BACKWARD, "DLOGIT SUMS", units),
+        (name, norm_backward_kernel, NORM_BACKWARD, norm, row),
+    )
+    return [specialization(form[0], dtype, *form[1:], dtype == "fp16") for form in forms]

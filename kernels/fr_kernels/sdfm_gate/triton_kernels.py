@@ -199,8 +199,9 @@ def blend_kernel(
 
 
 def specialization(
-    name: str, dtype: str, kernel: Any, settings: Settings, wide: str, constants: Mapping[str, Any]
-) -> Specialization:
+    name: str, dtype: str, kernel: Any, settings: Settings, wide: str, constants: Mapping[str, Any],
+    principal: bool,
+) -> Specialization:  # fmt: skip
     """One compiled form: every pointer of `dtype` but those named in `wide`, which are float32."""
     constants = {**constants, **settings.blocks}
     types = {name: "*fp32" if name in wide.split() else f"*{dtype}" for name in kernel.arg_names}
@@ -212,4 +213,5 @@ def specialization(
         constants,
         settings,
         matrix=kernel is hidden_kernel and dtype != "fp32",
+        principal=principal,
     )
