@@ -118,6 +118,8 @@ def test_upsample() -> None:
         plain = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), *conv, padding=1)
         folded = F.conv2d(x, *fold.fold_upsample(conv), padding=1)
         assert_equal(phase_shuffle(folded), plain)
+        folded = F.conv_transpose2d(x, *fold.fold_upsample_transposed(conv), stride=2, padding=1)
+        assert_equal(folded, plain)
 
 
 def test_pixels_in() -> None:

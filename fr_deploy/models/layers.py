@@ -5,14 +5,14 @@ With `kernels`, convolutions leave their bias to the next norm, which adds it an
 what a CPU runs fastest (oneDNN adds the bias as it writes) and what every exporter knows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fr_deploy.models.fold import Affine, fold_time, fold_upsample
+from fr_deploy.models.fold import Affine, fold_time, fold_upsample, fold_upsample_transposed
 from fr_deploy.models.weights import Weights
 from fr_kernels import group_norm_silu, phase_shuffle
 
@@ -79,6 +79,18 @@ def store(module: nn.Module, affine: Affine) -> None:
         bias.copy_(affine.bias)
 
 
+class Island(Layer):
+    """A layer that computes in float32 however its graph is rounded: `.half()` and `.to(dtype)` leave it wide."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Island":
+        def wide(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            short = made.is_floating_point() and made.element_size() < 4
+            return tensor.to(made.device) if short else made
+
+        return super()._apply(wide, recurse)
+
+
 class Conv(Layer):
     """A convolution, [B, I, H, W] -> `Stream` of [B, O, H', W']."""
 
@@ -116,6 +128,25 @@ class Upsample(Layer):
             y = F.conv2d(x, self.weight, None, padding=1)
             return Stream(y, bias=self.bias, shuffled=True)
         return Stream(phase_shuffle(F.conv2d(x, self.weight, self.bias.repeat(4), padding=1)))
+
+
+class TransposedUpsample(Layer):
+    """The same for small pictures, where the positions that `Upsample` computes in excess are many."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs, 4, 4))
+        self.bias = nn.Parameter(torch.empty(outputs))
+
+    def fold(self, w: Weights) -> None:
+        """From the convolution `w`."""
+        store(self, fold_upsample_transposed(w.affine("conv")))
+
+    def forward(self, x: Tensor) -> Stream:
+        """As `Conv`."""
+        bias = None if self.kernels else self.bias
+        y = F.conv_transpose2d(x, self.weight, bias, stride=2, padding=1)
+        return Stream(y, bias=self.bias if self.kernels else None)
 
 
 class Norm(Layer):

@@ -6,7 +6,17 @@ from torch import Tensor, nn
 
 from fr_deploy.models.attention import Transformer
 from fr_deploy.models.fold import Affine
-from fr_deploy.models.layers import Conv, Layer, Norm, ResBlock, Stack, Stream, Upsample, store
+from fr_deploy.models.layers import (
+    Conv,
+    Island,
+    Layer,
+    Norm,
+    ResBlock,
+    Stack,
+    Stream,
+    TransposedUpsample,
+    store,
+)
 from fr_deploy.models.presets import Preset
 from fr_deploy.models.weights import Weights
 
@@ -41,6 +51,31 @@ def _transformer(channels: int, preset: Preset) -> Transformer:
     return Transformer(channels, channels // preset.head_dim, preset.prompt_tokens, preset.groups)
 
 
+class OneStep(Island):
+    """The UNet's last convolution, which makes the decoder's input of it and of the aligned latent.
+
+    In float32: at t = 999 both terms are 15 times their sum, and rounding them to float16 first would show.
+    """
+
+    def __init__(self, inputs: int, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, inputs, 3, 3))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.residual = nn.Parameter(torch.empty(channels, channels, 1, 1))
+
+    def fold(self, conv_out: Affine, residual: Tensor) -> None:
+        """As `fold_one_step` returns them."""
+        store(self, conv_out)
+        with torch.no_grad():
+            self.residual.copy_(residual[..., None, None])
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        """[B, I, h, w] and [B, C, h, w] -> [B, C, h, w] in z's dtype."""
+        wide = self.weight.dtype
+        out = F.conv2d(y.to(wide), self.weight, self.bias, padding=1)
+        return (out + F.conv2d(z.to(wide), self.residual)).to(z.dtype)
+
+
 class UNet(Layer):
     """Aligned latent -> the decoder's input, both [B, C, h, w]."""
 
@@ -61,18 +96,17 @@ class UNet(Layer):
         self.middle = Stack[Level](
             [Level([(before, before)], True, preset), Level([(before, before)], False, preset)]
         )
-        self.ups, self.upsamplers = Stack[Level](), Stack[Upsample]()
+        self.ups, self.upsamplers = Stack[Level](), Stack[TransposedUpsample]()
         for i, (width, attention) in enumerate(
             zip(widths[::-1], preset.unet_attention[::-1], strict=True)
         ):
             inputs = [before] + [width] * layers
             self.ups.append(Level([(n + skips.pop(), width) for n in inputs], attention, preset))
             if i + 1 < len(widths):
-                self.upsamplers.append(Upsample(width, width))
+                self.upsamplers.append(TransposedUpsample(width, width))
             before = width
         self.norm = Norm(before, preset.groups, UNET_EPS)
-        self.conv_out = Conv(before, preset.latent_channels)
-        self.residual = nn.Parameter(torch.empty(preset.latent_channels, preset.latent_channels))
+        self.one_step = OneStep(before, preset.latent_channels)
 
     def fold(
         self, w: Weights, prompt: Tensor, time: Tensor, conv_out: Affine, residual: Tensor
@@ -98,9 +132,7 @@ class UNet(Layer):
         for i, up in enumerate(self.upsamplers):
             up.fold(w / "up_blocks" / i / "upsamplers.0")
         self.norm.fold(w, "conv_norm_out")
-        store(self.conv_out, conv_out)
-        with torch.no_grad():
-            self.residual.copy_(residual)
+        self.one_step.fold(conv_out, residual)
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, C, h, w] -> the same shape and dtype."""
@@ -123,13 +155,4 @@ class UNet(Layer):
             if i < len(self.upsamplers):
                 stream = self.upsamplers[i](stream.settled())
         y, _ = self.norm(stream)
-        return self._one_step(y, z)
-
-    def _one_step(self, y: Tensor, z: Tensor) -> Tensor:
-        """In float32: at t = 999 both terms are 15 times their sum, and rounding them to float16 first would show."""
-        wide = torch.promote_types(y.dtype, torch.float32)
-        weight, bias, residual = (
-            t.to(wide) for t in (self.conv_out.weight, self.conv_out.bias, self.residual)
-        )
-        out = F.conv2d(y.to(wide), weight, bias, padding=1)
-        return (out + F.conv2d(z.to(wide), residual[..., None, None])).to(z.dtype)
+        return self.one_step(y, z)
