@@ -8,9 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fr_deploy.bundle import load_bundle, load_graph
+from fr_deploy.bundle import load_bundle
 from fr_deploy.errors import UsageError
-from fr_deploy.models.restorer import RestorationGraph
+from fr_deploy.runtime.backend import Backend
+from fr_deploy.runtime.runner import Runner
+from fr_deploy.runtime.select import Request, load_backend
 
 if TYPE_CHECKING:
     from fr_deploy.models.lafr import LafrModel
@@ -19,49 +21,35 @@ Faces = NDArray[np.uint8]
 
 
 class Restorer:
-    """Runs a LAFR model on batches of aligned faces, in float32 on the CPU.
-
-    With the encoder's mode it runs the folded graph. Sampling the latent needs what folding leaves out (half of the
-    encoder's last layer), so it runs the unfolded model.
-    """
+    """Restores aligned faces on a backend, in batches."""
 
     def __init__(
         self,
-        model: "LafrModel | RestorationGraph",
+        backend: Backend,
         name: str,
         *,
-        latent: Literal["mode", "sample"] = "mode",
-        seed: int = 0,
-        batch: int = 4,
+        batch: int | None = None,
+        fixed_bucket: int | None = None,
     ) -> None:
-        """Wrap a model.
+        """Wrap a backend.
 
         Args:
-            model: in eval mode; a graph has no sampled latent.
-            name: shown to the user.
-            latent: "mode" is deterministic; "sample" draws from the encoder's posterior, as the papers' code does.
-            seed: of the draws; face i of a call gets its own generator (seed, i), whatever the batch.
-            batch: faces per forward pass.
+            backend: runs one batch.
+            name: of the model, shown to the user.
+            batch: faces a batch at most; default 4 on a CPU, whose caches larger ones leave, 32 on a GPU.
+            fixed_bucket: as `Runner`.
 
         Raises:
-            UsageError: a sampled latent asked of a graph.
+            UsageError: as `Runner`.
         """
-        self.name, self.size = name, model.preset.size
-        self.seed, self.batch = seed, batch
-        if isinstance(model, RestorationGraph):
-            if latent == "sample":
-                raise UsageError(
-                    "a folded graph takes the latent's mode; give a LafrModel to sample"
-                )
-            graph = model
-        else:
-            graph = RestorationGraph.of(model) if latent == "mode" else model
-        self._runs = graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.name, self.backend, self.size = name, backend, backend.size
+        default = 4 if backend.device.startswith("cpu") else 32
+        self.runner = Runner(backend, batch=batch or default, fixed=fixed_bucket)
 
     @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return next(self._runs.parameters()).device
+    def device(self) -> str:
+        """Where and how it computes, as shown to the user."""
+        return f"{self.backend.device}, {self.backend.dtype}, {self.backend.name}"
 
     def __call__(self, faces: Faces) -> Faces:
         """Restore aligned faces.
@@ -74,23 +62,41 @@ class Restorer:
 
         Raises:
             UsageError: another shape or dtype.
+            ResourceError: not even one face fits into memory.
         """
-        expected = (self.size, self.size, 3)
-        if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[1:] != expected:
-            raise UsageError(
-                f"faces are {faces.dtype} {faces.shape}; expected uint8 [N, {self.size}, {self.size}, 3]"
-            )
-        parts = [self._run(faces[i : i + self.batch], i) for i in range(0, len(faces), self.batch)]
-        return np.concatenate(parts) if parts else faces.copy()
+        return self.runner(_checked(faces, self.size)).numpy()
+
+
+class SampledRestorer:
+    """Restores with latents drawn from the encoder's posterior, as the papers' code does: float32, on the CPU.
+
+    It runs the unfolded model: folding leaves out half of the encoder's last layer, which sampling needs.
+    """
+
+    def __init__(self, model: "LafrModel", name: str, *, seed: int = 0, batch: int = 4) -> None:
+        """Wrap a model in eval mode.
+
+        Args:
+            model: it computes where its weights are.
+            name: shown to the user.
+            seed: face i of a call gets its own generator (seed, i), whatever the batch.
+            batch: faces a forward pass.
+        """
+        self.name, self.size, self.device = name, model.preset.size, "cpu, fp32, sampled latent"
+        self.seed, self.batch = seed, batch
+        self._model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @torch.inference_mode()
-    def _run(self, faces: Faces, first: int) -> Faces:
-        pixels = torch.from_numpy(np.ascontiguousarray(faces))
-        if isinstance(self._runs, RestorationGraph):
-            return self._runs(pixels).numpy()
-        return self._sampled(self._runs, pixels, first).numpy()
+    def __call__(self, faces: Faces) -> Faces:
+        """As `Restorer`."""
+        pixels = _checked(faces, self.size)
+        parts = [
+            self._run(pixels[i : i + self.batch], i) for i in range(0, len(pixels), self.batch)
+        ]
+        return torch.cat(parts).numpy() if parts else faces.copy()
 
-    def _sampled(self, model: "LafrModel", pixels: Tensor, first: int) -> Tensor:
+    def _run(self, pixels: Tensor, first: int) -> Tensor:
+        model = self._model
         image = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
         side, channels = self.size // model.factor, model.preset.latent_channels
         noise = [self._noise(first + i, (channels, side, side)) for i in range(len(pixels))]
@@ -102,9 +108,40 @@ class Restorer:
         return torch.randn(shape, generator=generator)
 
 
+def _checked(faces: Faces, size: int) -> Tensor:
+    if faces.dtype != np.uint8 or faces.ndim != 4 or faces.shape[1:] != (size, size, 3):
+        raise UsageError(
+            f"faces are {faces.dtype} {faces.shape}; expected uint8 [N, {size}, {size}, 3]"
+        )
+    return torch.from_numpy(np.ascontiguousarray(faces))
+
+
 def load_restorer(
-    name: str | Path = "lafr-mini", *, latent: Literal["mode", "sample"] = "mode", seed: int = 0
-) -> Restorer:
-    """Load a bundle (embedded name, folder or hub id) ready to restore; errors as `load_graph`."""
-    model = load_graph(name) if latent == "mode" else load_bundle(name)
-    return Restorer(model, str(name), latent=latent, seed=seed)
+    name: str | Path = "lafr-mini",
+    *,
+    latent: Literal["mode", "sample"] = "mode",
+    seed: int = 0,
+    request: Request | None = None,
+    batch: int | None = None,
+    fixed_bucket: int | None = None,
+) -> Restorer | SampledRestorer:
+    """Load a bundle ready to restore.
+
+    Args:
+        name: embedded name, bundle folder or hub id.
+        latent: "mode" is deterministic and runs the folded graph; "sample" draws from `seed`, on the CPU.
+        seed: of the draws.
+        request: device, number format and backend; default: the fastest that this machine has.
+        batch, fixed_bucket: as `Restorer`.
+
+    Raises:
+        ModelError, ResourceError: as `load_graph`.
+        UsageError, ResourceError: as `load_backend`; a sampled latent on anything but the CPU in float32.
+    """
+    request = request or Request()
+    if latent == "mode":
+        return Restorer(
+            load_backend(name, request), str(name), batch=batch, fixed_bucket=fixed_bucket
+        )
+    request.refuse_for("a sampled latent", fixed_bucket)
+    return SampledRestorer(load_bundle(name), str(name), seed=seed, batch=batch or 4)

@@ -11,7 +11,9 @@ from fr_deploy.errors import UsageError
 from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.one_step import one_step
 from fr_deploy.models.presets import PRESETS
-from fr_deploy.restorer import Restorer
+from fr_deploy.models.restorer import RestorationGraph
+from fr_deploy.restorer import Restorer, SampledRestorer
+from fr_deploy.runtime.torch_backend import TorchBackend
 
 TOY = PRESETS["lafr-toy"]
 
@@ -78,22 +80,21 @@ def test_the_papers_adapter_sees_only_codes() -> None:
 
 def test_restorer_is_uint8_in_and_out_and_batch_does_not_matter(model: LafrModel) -> None:
     faces = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    whole = Restorer(model, "toy", batch=5)(faces)
-    single = Restorer(model, "toy", batch=1)(faces)
+    backend = TorchBackend(RestorationGraph.of(model))
+    whole = Restorer(backend, "toy", batch=5)(faces)
+    single = Restorer(backend, "toy", batch=1)(faces)
     assert whole.shape == faces.shape
     assert whole.dtype == np.uint8
     assert np.abs(whole.astype(int) - single).max() <= 1
-    assert Restorer(model, "toy")(faces[:0]).shape == (0, 64, 64, 3)
+    assert Restorer(backend, "toy")(faces[:0]).shape == (0, 64, 64, 3)
     with pytest.raises(UsageError, match="expected uint8"):
-        Restorer(model, "toy")(faces[:, :32])
+        Restorer(backend, "toy")(faces[:, :32])
 
 
 def test_sampled_latents_are_seeded(model: LafrModel) -> None:
     faces = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    first, again, other = (
-        Restorer(model, "toy", latent="sample", seed=s)(faces) for s in (1, 1, 2)
-    )
+    first, again, other = (SampledRestorer(model, "toy", seed=s)(faces) for s in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-    one_by_one = Restorer(model, "toy", latent="sample", seed=1, batch=1)(faces)
+    one_by_one = SampledRestorer(model, "toy", seed=1, batch=1)(faces)
     assert np.abs(first.astype(int) - one_by_one).max() <= 1

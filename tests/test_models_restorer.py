@@ -6,17 +6,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fr_deploy.bundle import load_bundle, save_bundle
-from fr_deploy.errors import ModelError, UsageError
+from fr_deploy.bundle import load_bundle, load_graph, save_bundle
+from fr_deploy.errors import ModelError
 from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.presets import PRESETS, Preset
 from fr_deploy.models.restorer import RestorationGraph
-from fr_deploy.restorer import Restorer
 
 TOY = PRESETS["lafr-toy"]
 VARIANTS = {
@@ -106,10 +104,5 @@ def test_a_bundle_restores_without_diffusers(tmp_path: Path) -> None:
         "print(int(out.sum()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    expected = Restorer(load_bundle(tmp_path / "toy"), "toy")(np.zeros((1, 64, 64, 3), np.uint8))
+    expected = load_graph(tmp_path / "toy")(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
     assert done.stdout.strip() == str(int(expected.sum())), done.stderr
-
-
-def test_a_graph_has_no_sampled_latent() -> None:
-    with pytest.raises(UsageError, match="give a LafrModel"):
-        Restorer(RestorationGraph(TOY), "toy", latent="sample")

@@ -12,9 +12,10 @@ from fr_bench.machine import Machine, this_machine
 from fr_bench.plain_diffusers import PlainDiffusers
 from fr_bench.rows import Row
 from fr_bench.timing import Ratio, Timing, interleave, ratio
-from fr_deploy.bundle import load_bundle
+from fr_deploy.bundle import load_bundle, load_graph
 from fr_deploy.errors import ModelError
 from fr_deploy.restorer import Restorer
+from fr_deploy.runtime.torch_backend import TorchBackend
 
 OURS, PLAIN = "fr-deploy", "plain diffusers"
 LEAST_PSNR = 50.0
@@ -95,7 +96,7 @@ def bench_restore(model: str, *, repeats: int = 9) -> Result:
         ModelError: the bundle is unusable, or the two pictures differ.
     """
     machine = this_machine()
-    restorer = Restorer(load_bundle(model), model)
+    restorer = Restorer(TorchBackend(load_graph(model)), model)
     plain = PlainDiffusers(load_bundle(model))
     face = picture(restorer.size)
     agreement = compare(restorer(face[None])[0], plain(face))

@@ -24,6 +24,9 @@ COMMANDS = {
         "fr_deploy.cli.import_sd:import_sd",
         "Turn a Stable Diffusion 2.1-base FOLDER (diffusers layout) into a bundle to train.",
     ),
+    "doctor": _Subcommand(
+        "fr_deploy.cli.doctor:doctor", "Say what works on this machine, and why the rest does not."
+    ),
     "inspect": _Subcommand(
         "fr_deploy.cli.inspect:inspect",
         "Count parameters, FLOPs and GPU launches of BUNDLE_OR_PRESET, unfolded and folded.",

@@ -119,6 +119,34 @@ def _rotations(ctx: click.Context, param: click.Parameter, value: str) -> tuple[
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda or cuda:N; auto is the first GPU, if there is one.",
+)
+@click.option("--require-gpu", is_flag=True, help="Fail where --device auto would use the CPU.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="auto is fp16 on a GPU, fp32 on a CPU.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "torch-eager", "torch-compile", "torch-graphs", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+    help="What runs the model; `fr-deploy doctor` tells what works here.",
+)
+@click.option("--batch", type=click.IntRange(min=1), help="Faces a batch at most.")
+@click.option(
+    "--fixed-bucket",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Pad every batch to N faces: a result then depends on its face alone, bit for bit.",
+)
 def restore(**given: Any) -> None:
     """Restore the faces in photos.
 
@@ -177,15 +205,24 @@ def _run(
     from fr_deploy.faces import FaceDetector
     from fr_deploy.restore_files import restore_files
     from fr_deploy.restorer import load_restorer
+    from fr_deploy.runtime.select import Request
 
     threads = given["threads"]
     if threads:
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
-    restorer = load_restorer(given["model"], latent=given["latent"], seed=given["seed"])
+    asked = ("device", "dtype", "backend", "require_gpu", "threads")
+    restorer = load_restorer(
+        given["model"],
+        latent=given["latent"],
+        seed=given["seed"],
+        request=Request(**{name: given[name] for name in asked}),
+        batch=given["batch"],
+        fixed_bucket=given["fixed_bucket"],
+    )
     confidence = {} if given["confidence"] is None else {"confidence": given["confidence"]}
     detector = None if given["aligned"] else FaceDetector(threads=threads, **confidence)
-    display.start(restorer.name, str(restorer.device), settings)
+    display.start(restorer.name, restorer.device, settings)
     with display:
         return restore_files(jobs, detector, restorer, settings, display.show)
 

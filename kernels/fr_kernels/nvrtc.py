@@ -8,7 +8,6 @@ import hashlib
 import importlib
 import io
 import logging
-import os
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fr_kernels.cache import cache_dir
 from fr_kernels.dispatch import KernelUnavailableError
 from fr_kernels.sources import cuda_source
 
@@ -107,8 +107,7 @@ def version() -> str:
 
 def cache_folder() -> Path:
     """`$FR_DEPLOY_CACHE/nvrtc`, else `~/.cache/fr-deploy/nvrtc`."""
-    root = os.environ.get("FR_DEPLOY_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "fr-deploy") / "nvrtc"
+    return cache_dir() / "nvrtc"
 
 
 @cache

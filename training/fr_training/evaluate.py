@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fr_deploy.errors import UsageError
+from fr_kernels.cache import cache_dir
 from fr_training.degrade import degrade, lookup
-from fr_training.faces import HELD_OUT_FROM, FaceCorpus, cache_dir, make_corpus
+from fr_training.faces import HELD_OUT_FROM, FaceCorpus, make_corpus
 from fr_training.metrics import RESAMPLES, psnr, ssim
 from fr_training.outside import outside_faces
 from fr_training.verdict import GOALS, METRICS, MUSTS, Row, judge

@@ -8,7 +8,6 @@ the seeds alone.
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from fr_deploy.errors import NoInputError, ResourceError, UsageError
+from fr_kernels.cache import cache_dir
 from fr_training.generator import FaceGenerator, save_generator
 
 HELD_OUT_FROM = 9_000_000
@@ -32,12 +32,6 @@ PSI_RANGE = (
 )  # 27 to 30 degrees of dlib angle between two faces: as far apart as real people
 WHEEL = "random-face==2021.7.21.1"
 WHEEL_SHA256 = "e5d10e2be7df63f06123855ec591ca35dcb1d059eba47ddcb175d7d26b4019b5"
-
-
-def cache_dir() -> Path:
-    """Where downloads and corpora lie: `$FR_DEPLOY_CACHE`, else `~/.cache/fr-deploy`."""
-    root = os.environ.get("FR_DEPLOY_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "fr-deploy"
 
 
 def generator_file() -> Path:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fr_deploy.errors import ModelError
-from fr_training.faces import cache_dir, wheel_from_pip
+from fr_kernels.cache import cache_dir
+from fr_training.faces import wheel_from_pip
 
 Image = NDArray[np.uint8]
 Pin = tuple[str, str]

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from fr_deploy.bundle import load_bundle
 from fr_deploy.models.lafr import LafrModel
+from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.restorer import Restorer
+from fr_deploy.runtime.torch_backend import TorchBackend
 from fr_training.evaluate import degraded, held_out_faces, run_eval, write_json
 from fr_training.verdict import Row, eval_markdown, eval_table
 
@@ -67,7 +69,7 @@ def score_model(
         scored.extend(rows)
         console.print(eval_table(rows))
 
-    restorer, out = Restorer(model, name), output / "eval.json"
+    restorer, out = Restorer(TorchBackend(RestorationGraph.of(model)), name), output / "eval.json"
     run_eval(restorer, generated=generated, levels=levels, out=out, on_level=show)
     (output / "eval.md").write_text(eval_markdown(scored))
     faces, _ = held_out_faces(8)

@@ -1,0 +1,1 @@
+"""Where and how a restoration graph runs: devices, backends, batches."""

@@ -1,0 +1,123 @@
+"""The graph on torch: eagerly, compiled, or as CUDA graphs."""
+
+import logging
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fr_deploy.errors import UsageError
+from fr_deploy.models.restorer import RestorationGraph
+from fr_deploy.runtime.backend import OutOfMemoryError
+from fr_deploy.runtime.devices import DTYPES, Place
+from fr_deploy.runtime.runner import BUCKETS
+
+Mode = Literal["eager", "compile", "graphs"]
+MODES = ("eager", "compile", "graphs")
+WARMUPS = 3  # before a capture: lazy libraries, cuDNN's choice of algorithms, Triton's compilation
+_log = logging.getLogger("fr_deploy")
+
+
+class TorchBackend:
+    """`Backend` on torch; on a GPU with fr_kernels' compiled ops, on a CPU with torch's own."""
+
+    def __init__(
+        self, graph: RestorationGraph, place: Place | None = None, mode: Mode = "eager"
+    ) -> None:
+        """Take a graph over; it is moved and rounded in place.
+
+        Args:
+            graph: folded, float32.
+            place: default: the CPU in float32.
+            mode: "graphs" records one CUDA graph for each bucket when it first comes, which removes the gaps between
+                launches; a bucket that cannot be recorded runs eagerly, and a warning says why.
+
+        Raises:
+            UsageError: an unknown mode, or CUDA graphs without a GPU.
+        """
+        place = place or Place(torch.device("cpu"), "fp32")
+        if mode not in MODES:
+            raise UsageError(f"mode is {mode!r}; allowed: {', '.join(MODES)}")
+        if mode == "graphs" and place.device.type != "cuda":
+            raise UsageError(
+                f"CUDA graphs need a GPU, not {place.device}; use mode eager or compile"
+            )
+        self.place, self.mode = place, mode
+        self.name = {"eager": "torch-eager", "compile": "torch-compile", "graphs": "torch-graphs"}[
+            mode
+        ]
+        self.device, self.dtype, self.size = place.label, place.dtype, graph.preset.size
+        self.limit = BUCKETS[-1]
+        graph = graph.to(device=place.device, dtype=DTYPES[place.dtype])
+        graph = graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.graph = graph.use_kernels(place.device.type == "cuda").eval()
+        # One compilation a bucket: a dynamic batch keeps inductor from choosing by shape.
+        self._call = torch.compile(self.graph, dynamic=False) if mode == "compile" else self.graph
+        self._captured: dict[int, _Captured | None] = {}
+
+    @torch.inference_mode()
+    def run(self, faces: Tensor) -> Tensor:
+        """As `Backend.run`."""
+        try:
+            return self._run(faces)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise self._too_much(len(faces)) from error
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):  # how torch says it of a CPU
+                raise
+            raise self._too_much(len(faces)) from error
+
+    def close(self) -> None:
+        """As `Backend.close`."""
+        self._captured.clear()
+        del self._call, self.graph
+        if self.place.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _too_much(self, batch: int) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"{batch} faces of {self.size} px do not fit into the memory of {self.device}."
+        )
+
+    def _run(self, faces: Tensor) -> Tensor:
+        if self.place.device.type == "cpu":
+            return self._call(faces)
+        if self.mode == "graphs":
+            captured = self._capture(len(faces))
+            if captured is not None:
+                return captured(faces)
+        return self._call(faces.to(self.place.device, non_blocking=True)).cpu()
+
+    def _capture(self, batch: int) -> "_Captured | None":
+        if batch not in self._captured:
+            try:
+                self._captured[batch] = _Captured(self.graph, batch, self.place.device)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                _log.warning("no CUDA graph for %d faces, they run eagerly: %s", batch, error)
+                self._captured[batch] = None
+        return self._captured[batch]
+
+
+class _Captured:
+    """One bucket's launches, recorded once and replayed."""
+
+    def __init__(self, graph: RestorationGraph, batch: int, device: torch.device) -> None:
+        size = graph.preset.size
+        self.faces = torch.zeros(batch, size, size, 3, dtype=torch.uint8, device=device)
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUPS):
+                graph(self.faces)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self.recording = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.recording):
+            self.restored = graph(self.faces)
+
+    def __call__(self, faces: Tensor) -> Tensor:
+        self.faces.copy_(faces, non_blocking=True)
+        self.recording.replay()
+        return self.restored.cpu()
