@@ -4,6 +4,7 @@ from fr_kernels.boosthub_attention.op import boosthub_attention
 from fr_kernels.codebook.argmin import ArgminResult, differentiable_argmin
 from fr_kernels.codebook.op import IndexedCode, NearestCode, nearest_code, soft_lookup
 from fr_kernels.face_warp.op import cut_faces, paste_faces
+from fr_kernels.geglu.op import geglu
 from fr_kernels.group_norm_silu.op import group_norm_silu
 from fr_kernels.layer_norm.op import layer_norm
 from fr_kernels.phase_shuffle.op import phase_shuffle
@@ -18,6 +19,7 @@ __all__ = [
     "boosthub_attention",
     "cut_faces",
     "differentiable_argmin",
+    "geglu",
     "group_norm_silu",
     "layer_norm",
     "nearest_code",
