@@ -10,6 +10,7 @@ from fr_kernels.layer_norm.op import layer_norm
 from fr_kernels.phase_shuffle.op import phase_shuffle
 from fr_kernels.sdfm_gate.op import sdfm_gate
 from fr_kernels.sdfm_gate.reference import SdfmWeights
+from fr_kernels.settle.op import settle
 
 __all__ = [
     "ArgminResult",
@@ -26,5 +27,6 @@ __all__ = [
     "paste_faces",
     "phase_shuffle",
     "sdfm_gate",
+    "settle",
     "soft_lookup",
 ]

@@ -53,6 +53,7 @@ def _normalised(h: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(y, rstd), not rounded."""
     values = _wide(h)
     away = values - values.mean(-1, keepdim=True)
+    away = away - away.mean(-1, keepdim=True)  # what rounding took from the mean
     rstd = (away.square().mean(-1, keepdim=True) + eps).rsqrt()
     return away * rstd, rstd
 
