@@ -4,10 +4,13 @@ from fr_kernels.boosthub_attention.op import boosthub_attention
 from fr_kernels.codebook.argmin import ArgminResult, differentiable_argmin
 from fr_kernels.codebook.op import IndexedCode, NearestCode, nearest_code, soft_lookup
 from fr_kernels.face_warp.op import cut_faces, paste_faces
+from fr_kernels.geglu.op import geglu
 from fr_kernels.group_norm_silu.op import group_norm_silu
+from fr_kernels.layer_norm.op import layer_norm
 from fr_kernels.phase_shuffle.op import phase_shuffle
 from fr_kernels.sdfm_gate.op import sdfm_gate
 from fr_kernels.sdfm_gate.reference import SdfmWeights
+from fr_kernels.settle.op import settle
 
 __all__ = [
     "ArgminResult",
@@ -17,10 +20,13 @@ __all__ = [
     "boosthub_attention",
     "cut_faces",
     "differentiable_argmin",
+    "geglu",
     "group_norm_silu",
+    "layer_norm",
     "nearest_code",
     "paste_faces",
     "phase_shuffle",
     "sdfm_gate",
+    "settle",
     "soft_lookup",
 ]

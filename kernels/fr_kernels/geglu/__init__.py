@@ -1,0 +1,1 @@
+"""The gated activation of the UNet's feed-forward layers."""
