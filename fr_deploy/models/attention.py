@@ -123,7 +123,7 @@ class PromptAttention(Layer):
             return F.linear(scores.softmax(-1).flatten(-2), self.values.mT, self.bias)
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = (t.unflatten(-1, (self.heads, -1)).transpose(0, 1) for t in (self.keys, self.values))
-        k, v = (t.expand(len(x), -1, -1, -1) for t in (k, v))
+        k, v = (t.expand(x.shape[0], -1, -1, -1) for t in (k, v))
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 

@@ -154,7 +154,7 @@ class Adapter(Layer):
         """[B, C, h, w] -> the aligned latent, the same shape."""
         f = self.feature(run_blocks(self.encode, self.conv_in(z)).settled()).settled()
         index = nearest_code(f.permute(0, 2, 3, 1).flatten(0, 2), self.codebook).indices
-        rows = F.embedding(index.view(len(z), -1), self.table)
+        rows = F.embedding(index.view(z.shape[0], -1), self.table)
         y = run_blocks(self.map, Stream(picture_of(rows, z))).settled()
         out = self.conv_out(y).settled()
         return out if self.share == 1 else out + z * (1 - self.share)
