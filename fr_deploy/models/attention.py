@@ -14,6 +14,7 @@ from fr_deploy.models.fold import (
 )
 from fr_deploy.models.layers import Block, Layer, Norm, Stream, store
 from fr_deploy.models.weights import Weights
+from fr_kernels import geglu, layer_norm
 
 LAYER_NORM_EPS = 1e-5
 GROUP_NORM_EPS = 1e-6
@@ -163,15 +164,23 @@ class Transformer(Block):
     def forward(self, stream: Stream) -> tuple[Stream, Tensor]:
         """The layer's output, and its settled input."""
         y, h = self.norm(stream)
-        x = self.proj_in(tokens_of(y))
-        x = x + self.attention(_normed(x))
-        x = x + self.prompt(_normed(x))
-        value, gate = self.gate(_normed(x)).chunk(2, -1)
-        gated = (value * F.gelu(gate)).flatten(0, 1)
+        normed, x = self._normed(self.proj_in(tokens_of(y)))
+        normed, x = self._normed(self.attention(normed), x)
+        normed, x = self._normed(self.prompt(normed), x)
+        gated = self._gated(self.gate(normed)).flatten(0, 1)
         # Two products that add up, not one on [x, gated]: the same FLOPs without writing the two side by side.
         out = torch.addmm(self.proj_out(x).flatten(0, 1), gated, self.feed.mT).view_as(x)
         return Stream(picture_of(out, h), h), h
 
+    def _normed(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The sum, normalised, and the sum."""
+        if self.kernels:
+            return layer_norm(x, residual=residual, eps=LAYER_NORM_EPS)
+        h = x if residual is None else x + residual
+        return F.layer_norm(h, h.shape[-1:], eps=LAYER_NORM_EPS), h
 
-def _normed(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
+    def _gated(self, x: Tensor) -> Tensor:
+        if self.kernels:
+            return geglu(x)
+        value, gate = x.chunk(2, -1)
+        return value * F.gelu(gate)

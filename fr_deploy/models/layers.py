@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fr_deploy.models.fold import Affine, fold_time, fold_upsample, fold_upsample_transposed
 from fr_deploy.models.weights import Weights
-from fr_kernels import group_norm_silu, phase_shuffle
+from fr_kernels import group_norm_silu, phase_shuffle, settle
 
 
 class Stream(NamedTuple):
@@ -29,9 +29,16 @@ class Stream(NamedTuple):
 
     def settled(self) -> Tensor:
         """The picture itself."""
-        x = phase_shuffle(self.x) if self.shuffled else self.x
-        x = x if self.residual is None else x + self.residual
-        return x if self.bias is None else x + self.bias[:, None, None]
+        if self.bias is not None or self.shuffled:
+            return settle(self.x, residual=self.residual, bias=self.bias, shuffled=self.shuffled)
+        return self.x if self.residual is None else self.x + self.residual
+
+    def padded(self) -> Tensor:
+        """The picture with a row of zeros below and a column at the right: [B, C, H + 1, W + 1]."""
+        if self.bias is not None or self.shuffled:
+            x, residual, bias, shuffled = self
+            return settle(x, residual=residual, bias=bias, pad=True, shuffled=shuffled)
+        return F.pad(self.settled(), (0, 1, 0, 1))
 
 
 class Layer(nn.Module):

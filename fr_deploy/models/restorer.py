@@ -96,7 +96,7 @@ class Encoder(Layer):
         for i, blocks in enumerate(self.levels):
             stream = run_blocks(blocks, stream)
             if i < len(self.downs):
-                stream = self.downs[i](F.pad(stream.settled(), (0, 1, 0, 1)))
+                stream = self.downs[i](stream.padded())
         y, _ = self.norm(run_blocks(self.middle, stream))
         return self.conv_out(y).settled()
 
