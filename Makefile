@@ -18,7 +18,7 @@ OLDEST := $(VENV)/triton-3.6.0
 # Of pip's output: the downloads that take a while, and the step after them.
 SHOW := awk '/^ *Downloading.*MB\)/ { print "  " $$1, $$2, $$3, $$4; fflush() } /^Installing/ { print "  unpacking"; fflush() }'
 
-.PHONY: help demo test test-all test-oldest lint types bench model help-texts wheel clean
+.PHONY: help demo test test-all test-oldest lint types bench gpu-suite model help-texts wheel clean
 
 help:
 	@echo 'make demo        restore the photos in assets/demo and write a report'
@@ -27,6 +27,7 @@ help:
 	@echo 'make test-oldest kernel tests with the oldest Triton allowed'
 	@echo 'make lint        ruff alone                make types    pyright alone'
 	@echo 'make bench       time one face on this machine'
+	@echo 'make gpu-suite   prove and measure on a GPU what needs one: PART=kernels, pipeline or compile'
 	@echo 'make model       train lafr-mini anew (hours on a CPU); the same command resumes'
 	@echo 'make help-texts  write docs/help again     make wheel    build dist/*.whl'
 	@echo 'make clean       remove .venv and all that was built'
@@ -56,6 +57,10 @@ types: $(DEV)
 
 bench: $(RUN)
 	$(BIN)/fr-deploy bench restore
+
+# On a GPU; REHEARSE=1 runs the same steps tiny on a CPU.
+gpu-suite: $(DEV)
+	$(BIN)/python -m fr_bench.gpu_suite $(PART) $(if $(REHEARSE),--rehearse -o gpu-suite-rehearsal)
 
 # Generated faces, the five stages and the bundle, each as far as it is not there yet.
 model: $(DEV)

@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 
 from fr_bench import kernels
 from fr_bench.case import Case
+from fr_bench.ceilings import Ceilings
 from fr_bench.cli import bench
-from fr_bench.gpu import Ceilings
 from fr_bench.kernel_cases import cases
 from fr_deploy.errors import ModelError, UsageError
 from fr_kernels.budget import budget

@@ -51,6 +51,69 @@ def restore(model: str, repeats: int, output: Path) -> None:
 
 
 @bench.command()
+@click.option(
+    "--model",
+    default="lafr-mini",
+    show_default=True,
+    help="A bundle; or lafr-sd21: random weights at full size.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--dtype", type=click.Choice(["auto", "fp32", "fp16", "bf16"]), default="auto")
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(min=1),
+    default=(1,),
+    show_default=True,
+    help="Faces a call; repeatable.",
+)
+@click.option("--repeats", default=9, show_default=True, type=click.IntRange(min=3))
+@click.option("--without", multiple=True, help="A technique to leave out; repeatable.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("benchmarks/results"),
+    show_default=True,
+    help="Folder to append pipeline.csv and pipeline.jsonl in.",
+)
+def pipeline(
+    model: str,
+    device: str,
+    dtype: str,
+    batches: tuple[int, ...],
+    repeats: int,
+    without: tuple[str, ...],
+    output: Path,
+) -> None:
+    """Time the whole restoration in every way this machine can, in turns, in one process.
+
+    Same weights, fresh random faces. If a picture is outside the contract, nothing is timed and the
+    exit code is 5.
+    """
+    from fr_bench.pipeline import PipelineRow, bench_pipeline
+    from fr_bench.rows import append_json, append_rows
+    from fr_deploy.runtime.devices import choose_place
+
+    def show(row: PipelineRow) -> None:
+        quality = "identical" if row.psnr_db is None else f"{row.psnr_db:.1f} dB"
+        click.echo(
+            f"{row.technique:<26} batch {row.batch:<3} best {row.best_ms:9.1f} ms  p50 {row.p50_ms:9.1f} "
+            f"(p20 {row.p20_ms:.1f}, p80 {row.p80_ms:.1f})  {row.images_per_s:8.2f} faces/s  "
+            f"{row.share_of_matmul:5.0%} of matmul  {quality}"
+        )
+
+    place = choose_place(device, dtype)
+    done = bench_pipeline(model, place, batches, repeats=repeats, without=without, show=show)
+    for batch, ratios in done.ratios.items():
+        for name, measured in ratios.items():
+            click.echo(f"batch {batch}, {name}: {measured}")
+    append_rows(output / "pipeline.csv", done.rows, PipelineRow)
+    click.echo(append_json(output / "pipeline.jsonl", done.document()))
+
+
+@bench.command()
 @click.option("--op", "ops", multiple=True, help="Repeatable [default: every op].")
 @click.option(
     "--peer",

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from fr_bench.case import Case, Inputs, Outputs
-from fr_bench.gpu import Ceilings, gpu_name, measure_ceilings
+from fr_bench.ceilings import Ceilings, gpu_name, measure_ceilings
 from fr_bench.kernel_cases import cases
 from fr_bench.machine import Machine, this_machine
 from fr_bench.timing import Timing

@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fr_bench.machine import Machine, this_machine
@@ -97,8 +98,12 @@ def bench_restore(model: str, *, repeats: int = 9) -> Result:
     """
     machine = this_machine()
     restorer = Restorer(TorchBackend(load_graph(model)), model)
-    plain = PlainDiffusers(load_bundle(model))
+    modules = PlainDiffusers(load_bundle(model))
     face = picture(restorer.size)
+
+    def plain(face: Face) -> Face:
+        return modules(torch.from_numpy(face[None])).numpy()[0]
+
     agreement = compare(restorer(face[None])[0], plain(face))
     calls = {OURS: lambda: restorer(face[None]), PLAIN: lambda: plain(face)}
     timings = interleave(calls, repeats=repeats)

@@ -1,0 +1,108 @@
+"""What `fr-deploy bench pipeline` compares: the same weights, run in every way that this machine can."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fr_bench.plain_diffusers import PlainDiffusers
+from fr_deploy.bundle import load_bundle
+from fr_deploy.models.lafr import LafrModel
+from fr_deploy.models.presets import PRESETS
+from fr_deploy.models.restorer import RestorationGraph
+from fr_deploy.runtime.devices import DTYPES, DtypeName, Place
+from fr_deploy.runtime.select import onnx_backend
+from fr_deploy.runtime.torch_backend import Mode, TorchBackend
+
+Run = Callable[[Tensor], Tensor]
+"""uint8 [B, S, S, 3] on the CPU -> the same."""
+DIFFUSERS, COMPILED, UNFOLDED = "diffusers eager", "diffusers compile", "unfolded channels_last"
+FOLDED, KERNELS, GRAPHS, OURS_COMPILED, ONNX = (
+    "folded", "folded, kernels", "folded, kernels, CUDA graph", "folded, compile", "folded, onnxruntime",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Technique:
+    """One way to run the model."""
+
+    name: str
+    make: Callable[[], Run]
+    form: str = ""
+    """What `fr-deploy inspect` calls the operations it launches; empty where a compiler decides."""
+
+
+class Source:
+    """One model's weights, made anew for each technique that takes them."""
+
+    def __init__(self, name: str, place: Place) -> None:
+        """Choose a model.
+
+        Args:
+            name: a bundle; or a preset that is none, which gets random weights made on the device.
+            place: where and in what it runs.
+        """
+        self.name, self.place = name, place
+        self.random = name in PRESETS and name != "lafr-mini" and not Path(name).exists()
+        self.preset = PRESETS[name] if self.random else load_bundle(name).preset
+
+    def model(self, dtype: DtypeName | None = None) -> LafrModel:
+        """The unfolded model on the device, NCHW."""
+        made = self._random() if self.random else load_bundle(self.name)
+        return made.to(self.place.device, DTYPES[dtype or self.place.dtype])
+
+    def graph(self) -> RestorationGraph:
+        """The folded graph, float32, on the device."""
+        made = self._random() if self.random else load_bundle(self.name)
+        with self.place.device:
+            graph = RestorationGraph(made.preset)
+        return graph.fold(made.state_dict(), made.time_embedding(), made.scaling)
+
+    def _random(self) -> LafrModel:
+        torch.manual_seed(0)
+        with self.place.device:
+            return LafrModel(self.preset).eval().requires_grad_(False)
+
+
+def reference(source: Source) -> Run:
+    """What every technique's picture is held to: plain diffusers modules in eager float32."""
+    return PlainDiffusers(source.model("fp32"))
+
+
+def techniques(source: Source) -> list[Technique]:
+    """All that this place can run, each adding one thing to one before it."""
+    on_gpu = source.place.device.type == "cuda"
+    made = [
+        Technique(DIFFUSERS, lambda: PlainDiffusers(source.model()), "model"),
+        Technique(COMPILED, lambda: PlainDiffusers(_compiled_layout(source), compiled=True)),
+        Technique(UNFOLDED, lambda: PlainDiffusers(_channels_last(source.model())), "model"),
+        Technique(FOLDED, lambda: _torch(source, "eager", kernels=False), "graph"),
+    ]
+    if on_gpu:
+        made += [
+            Technique(KERNELS, lambda: _torch(source, "eager"), "kernels"),
+            Technique(GRAPHS, lambda: _torch(source, "graphs"), "kernels"),
+            Technique(OURS_COMPILED, lambda: _torch(source, "compile", kernels=False)),
+        ]
+    elif source.place.dtype == "fp32":
+        made.append(Technique(ONNX, lambda: onnx_backend(source.graph(), source.place).run))
+    return made
+
+
+def _torch(source: Source, mode: Mode, *, kernels: bool | None = None) -> Run:
+    backend = TorchBackend(source.graph(), source.place, mode)
+    if kernels is not None:
+        backend.graph.use_kernels(kernels)
+    return backend.run
+
+
+def _channels_last(model: LafrModel) -> LafrModel:
+    return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _compiled_layout(source: Source) -> LafrModel:
+    """What each peer's users are told to use: channels_last on a GPU; inductor chooses on a CPU."""
+    model = source.model()
+    return _channels_last(model) if source.place.device.type == "cuda" else model
