@@ -1,7 +1,7 @@
 """What every kernel test asks: error budget, poisoned memory, launches, operator contract."""
 
 import importlib.util
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,38 @@ def within_budget(got: Tensor, eager: Tensor, exact: Tensor) -> None:
     """`fr_kernels.budget` is kept."""
     result = budget(got, eager, exact)
     assert result.kept, result
+
+
+def results(
+    call: Callable[..., Any], inputs: Sequence[Tensor], dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Outputs of a call, then the gradients to every input, from one gradient to each output.
+
+    dtype: what the gradients to the outputs are rounded to; that of the first input unless it says otherwise.
+    """
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    outputs = call(*leaves)
+    outputs = tuple(outputs) if isinstance(outputs, tuple) else (outputs,)
+    torch.manual_seed(1)
+    into = [torch.randn(o.shape).to(dtype or inputs[0].dtype).to(o.dtype) for o in outputs]
+    return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, leaves, into)]
+
+
+def all_within_budget(
+    got: Sequence[Tensor], eager: Callable[..., Any], inputs: Sequence[Tensor]
+) -> None:
+    """`results` of an op, beside those of eager code in the same dtype and in float64, from the same numbers."""
+    peers = results(eager, inputs)
+    exact = results(eager, [tensor.double() for tensor in inputs], inputs[0].dtype)
+    assert len(got) == len(peers) == len(exact)
+    for mine, peer, truth in zip(got, peers, exact, strict=True):
+        within_budget(mine, peer, truth)
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same numbers in every second element of a larger tensor of NaN, its last dimension first in memory."""
+    large = torch.full((*tensor.shape[::-1], 2), float("nan"), dtype=tensor.dtype)
+    return large[..., 0].permute(*reversed(range(tensor.ndim))).copy_(tensor.detach())
 
 
 # Elements on either side of fresh memory: no tile of the tests' sizes reaches further.

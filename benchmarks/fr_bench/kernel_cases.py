@@ -26,6 +26,9 @@ def cases() -> list[Case]:
             _group_norm, (2, 64, 16, 16), (1, 512, 64, 32), (1, 256, 256, 32), (1, 128, 512, 32)
         ),
         *_with_training(_phase, (2, 8, 9), (1, 512, 128), (1, 256, 256)),
+        *_with_training(_layer_norm, (42, 72), (4096, 320), (1024, 640), (256, 1280)),
+        *_with_training(_geglu, (42, 72), (4096, 1280), (1024, 2560), (256, 5120)),
+        *_with_training(_settle, (2, 40, 9), (1, 128, 512), (1, 512, 128), (1, 640, 32)),
         *face_cases(),
     ]
 
@@ -41,10 +44,9 @@ def _training(case: Case) -> Case:
     def gradients(call: Callable[..., Any]) -> Callable[..., Outputs]:
         def both(*inputs: Tensor, **options: Any) -> Outputs:
             leaves = [t.detach().requires_grad_() for t in inputs]
-            out = call(*leaves, **options)
-            # One fixed gradient that is exact in every dtype and whose sum is not 0.
-            steps = torch.arange(out.numel(), device=out.device).reshape(out.shape) % 7 - 2
-            return torch.autograd.grad(out, leaves, steps.to(out.dtype) / 4)
+            made = call(*leaves, **options)
+            outputs = made if isinstance(made, tuple) else (made,)
+            return torch.autograd.grad(outputs, leaves, [_into(out) for out in outputs])
 
         return both
 
@@ -56,6 +58,12 @@ def _training(case: Case) -> Case:
         peers={name: gradients(call) for name, call in case.peers.items()},
         backward=f"{case.op}_backward",
     )
+
+
+def _into(out: Tensor) -> Tensor:
+    """One fixed gradient that is exact in every dtype and whose sum is not 0."""
+    steps = torch.arange(out.numel(), device=out.device).reshape(out.shape) % 7 - 2
+    return steps.to(out.dtype) / 4
 
 
 def _random(*shape: int) -> Callable[[torch.device, torch.dtype], Tensor]:
@@ -219,3 +227,48 @@ def _phase(batch: int, channels: int, side: int) -> Case:
     shape = f"[{batch}, {4 * channels}, {side + 1}, {side + 1}]"
     ours, small = fr_kernels.phase_shuffle, side < 64
     return Case("phase_shuffle", shape, inputs, ours, eager, on_cpu=small)
+
+
+def _layer_norm(rows: int, channels: int) -> Case:
+    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
+        made = _random(rows, channels)
+        return made(device, dtype), made(device, dtype), _random(channels)(device, dtype)
+
+    def eager(x: Tensor, residual: Tensor, bias: Tensor) -> Outputs:
+        h = x + residual + bias
+        return F.layer_norm(h, h.shape[-1:]), h
+
+    def ours(x: Tensor, residual: Tensor, bias: Tensor, impl: str) -> Outputs:
+        return fr_kernels.layer_norm(x, residual=residual, bias=bias, impl=impl)
+
+    shape = f"[{rows}, {channels}] + residual + bias"
+    return Case("layer_norm", shape, inputs, ours, eager, on_cpu=rows < 256)
+
+
+def _geglu(rows: int, width: int) -> Case:
+    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
+        return (_random(rows, 2 * width)(device, dtype),)
+
+    def eager(x: Tensor) -> Tensor:
+        value, gate = x.chunk(2, -1)
+        return value * F.gelu(gate)
+
+    return Case(
+        "geglu", f"[{rows}, {2 * width}]", inputs, fr_kernels.geglu, eager, on_cpu=rows < 256
+    )
+
+
+def _settle(batch: int, channels: int, side: int) -> Case:
+    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
+        made = [_random(batch, channels, side, side)(device, dtype) for _ in range(2)]
+        pictures = [picture.to(memory_format=torch.channels_last) for picture in made]
+        return *pictures, _random(channels)(device, dtype)
+
+    def eager(x: Tensor, residual: Tensor, bias: Tensor) -> Tensor:
+        return F.pad(x + residual + bias[:, None, None], (0, 1, 0, 1))
+
+    def ours(x: Tensor, residual: Tensor, bias: Tensor, impl: str) -> Tensor:
+        return fr_kernels.settle(x, residual=residual, bias=bias, pad=True, impl=impl)
+
+    shape = f"[{batch}, {channels}, {side}, {side}] + residual + bias, padded"
+    return Case("settle", shape, inputs, ours, eager, on_cpu=side < 32)

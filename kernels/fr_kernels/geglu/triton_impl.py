@@ -21,7 +21,7 @@ SPACE = {"ROWS": (1, 64), "COLUMNS": (64, 2048), "num_warps": (1, 16)}
 def tile_of(rows, D, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """(rows [ROWS, 1], columns [1, COLUMNS], mask) of this program; neighbours share rows."""
     across = tl.cdiv(D, COLUMNS)
-    # 64-bit: 32 images of 64 x 64 tokens of 2 x 8192 numbers are 2^31.
+    # 64-bit: 64 images of 64 x 64 tokens of 2 x 4096 numbers are 2^31.
     row = (tl.program_id(0) // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = (tl.program_id(0) % across) * COLUMNS + tl.arange(0, COLUMNS)
     return row[:, None], column[None, :], (row < rows)[:, None] & (column < D)[None, :]

@@ -51,13 +51,13 @@ def _forward(
 
 @torch.library.custom_op("fr_kernels::layer_norm_backward", mutates_args=())
 def _backward(
-    grad: Tensor, grad_h: Tensor | None, h: Tensor, bias: Tensor | None, eps: float, impl: str
+    grad: Tensor, h: Tensor, bias: Tensor | None, grad_h: Tensor | None, eps: float, impl: str
 ) -> tuple[Tensor, Tensor]:
-    if _triton(impl, (grad, grad_h, h, bias)):
+    if _triton(impl, (grad, h, bias, grad_h)):
         from fr_kernels.layer_norm import triton_backward
 
-        return triton_backward.layer_norm_backward(grad, grad_h, h, bias, eps)
-    return reference.layer_norm_backward(grad, grad_h, h, bias, eps)
+        return triton_backward.layer_norm_backward(grad, h, bias, grad_h, eps)
+    return reference.layer_norm_backward(grad, h, bias, grad_h, eps)
 
 
 @_forward.register_fake
@@ -69,7 +69,7 @@ def _(
 
 @_backward.register_fake
 def _(
-    grad: Tensor, grad_h: Tensor | None, h: Tensor, bias: Tensor | None, eps: float, impl: str
+    grad: Tensor, h: Tensor, bias: Tensor | None, grad_h: Tensor | None, eps: float, impl: str
 ) -> tuple[Tensor, Tensor]:
     return h.new_empty(h.shape), h.new_empty(0) if bias is None else bias.new_empty(bias.shape)
 
@@ -85,15 +85,13 @@ def _gradient(ctx: Any, grad: Tensor | None, grad_h: Tensor | None) -> tuple[Ten
     h, bias = ctx.saved_tensors
     # Only the residual stream was used.
     grad = torch.zeros_like(h) if grad is None else grad
-    dx, dbias = _backward(grad, None if ctx.plain else grad_h, h, bias, ctx.eps, ctx.impl)
+    dx, dbias = _backward(grad, h, bias, None if ctx.plain else grad_h, ctx.eps, ctx.impl)
     return dx, dx if ctx.residual else None, None if bias is None else dbias, None, None
 
 
 _forward.register_autograd(_gradient, setup_context=_setup_context)
 declare_launches("layer_norm", lambda *_: 1)
-declare_launches(
-    "layer_norm_backward", lambda grad, grad_h=None, h=None, bias=None, *_: 1 + (bias is not None)
-)
+declare_launches("layer_norm_backward", lambda grad, h, bias, *_: 1 + (bias is not None))
 declare_no_products(torch.ops.fr_kernels.layer_norm)
 declare_no_products(torch.ops.fr_kernels.layer_norm_backward)
 

@@ -33,7 +33,7 @@ def layer_norm(
 
 
 def layer_norm_backward(
-    grad: Tensor, grad_h: Tensor | None, h: Tensor, bias: Tensor | None, eps: float
+    grad: Tensor, h: Tensor, bias: Tensor | None, grad_h: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """(dx, dbias); dbias is empty without bias."""
     y, rstd = _normalised(h, eps)
@@ -41,8 +41,9 @@ def layer_norm_backward(
     dx = rstd * (dy - dy.mean(-1, keepdim=True) - y * (dy * y).mean(-1, keepdim=True))
     if grad_h is not None:
         dx = dx + grad_h.to(y.dtype)
-    dbias = h.new_empty(0) if bias is None else dx.flatten(0, -2).sum(0).to(bias.dtype)
-    return _rounded(dx, h), dbias
+    if bias is None:
+        return _rounded(dx, h), h.new_empty(0)
+    return _rounded(dx, h), dx.reshape(-1, h.shape[-1]).sum(0).to(bias.dtype)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def sum_kernel(
 
 
 def layer_norm_backward(
-    grad: Tensor, grad_h: Tensor | None, h: Tensor, bias: Tensor | None, eps: float
+    grad: Tensor, h: Tensor, bias: Tensor | None, grad_h: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """See `reference.layer_norm_backward`; one launch, two with a bias."""
     dy, h = grad.contiguous(), h.contiguous()

@@ -29,8 +29,8 @@ def _both(dtype: torch.dtype, rows: int, channels: int) -> tuple[Tunable, Tunabl
         return x, residual, made(device, channels), EPS
 
     def backward(device: torch.device) -> tuple[Any, ...]:
-        dy, dh, h = (made(device, rows, channels) for _ in range(3))
-        return dy, dh, h, made(device, channels), EPS
+        dy, h, dh = (made(device, rows, channels) for _ in range(3))
+        return dy, h, made(device, channels), dh, EPS
 
     name = f"{dtype} [{rows}, {channels}]".removeprefix("torch.")
     return (

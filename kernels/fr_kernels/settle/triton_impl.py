@@ -13,7 +13,7 @@ from fr_kernels.launch import Settings, Specialization, launch
 from fr_kernels.measured import precision, tuned
 from fr_kernels.phase_shuffle.triton_impl import gather_index
 
-SPACE = {"PIXELS": (8, 256), "CHANNELS": (16, 256), "num_warps": (1, 16)}
+SPACE = {"PIXELS": (8, 1024), "CHANNELS": (16, 256), "num_warps": (1, 16)}
 
 
 @triton.jit
@@ -95,27 +95,37 @@ def settings_of(kernel: str, channels: int, like: Tensor) -> Settings:
 
 
 def default_settings(channels: int) -> Settings:
-    """2048 values: 64 channels (128 bytes of half precision) where they divide C, else 32 or 16 that do."""
+    """2048 values: 64 channels (128 bytes of half precision) where they divide C, else 32 or 16 that do.
+
+    Other pictures are not read 128 bits at a time: 1024 values, because 2048 spill 64 bytes on sm_90.
+    """
     fitting = [block for block in (64, 32, 16) if channels % block == 0]
     block = fitting[0] if fitting else min(64, triton.next_power_of_2(channels))
-    return Settings({"PIXELS": 32, "CHANNELS": block}, num_warps=4, num_stages=1)
+    pixels = (2048 if fitting else 1024) // block
+    return Settings({"PIXELS": pixels, "CHANNELS": block}, num_warps=4, num_stages=1)
 
 
-def form(kernel, title: str, dtype: str, constants, principal: bool) -> Specialization:
-    """One compiled form for C = 64 n: every pointer of `dtype`, but partial sums are float32."""
-    settings = default_settings(64)
+def form(
+    kernel, title: str, dtype: str, constants, principal: bool = False, channels: int = 64
+) -> Specialization:
+    """One compiled form, with 64 channels for C = 64 n: every pointer of `dtype`, but partial sums are float32."""
+    settings = default_settings(channels)
     constants = {**constants, **settings.blocks}
     others = {"height": "i32", "width": "i32", "C": "i32", "tiles": "i32", "PART": "*fp32"}
     signature = {n: others.get(n, f"*{dtype}") for n in kernel.arg_names if n not in constants}
-    name = f"{kernel.__name__.removesuffix('_kernel')} {title} {dtype} C=64n"
-    divisible = ("height", "width", "C")
+    name = f"{kernel.__name__.removesuffix('_kernel')} {title} {dtype} C={channels}"
+    name = f"{name}n" if channels == 64 else name
+    divisible = ("height", "width", "C") if channels == 64 else ("height", "width")
     return Specialization(
         name, kernel, signature, constants, settings, divisible, principal=principal
     )
 
 
 def specializations() -> list[Specialization]:
-    """What the graph's pictures await: of the encoder padded, of the decoder and the UNet shuffled or not."""
+    """What the graph's pictures await: of the encoder padded, of the decoder and the UNet shuffled or not.
+
+    C = 3 and 4 are pictures and latents; 70 is any other width.
+    """
     from fr_kernels.settle import triton_backward
 
     forms = [
@@ -129,15 +139,19 @@ def specializations() -> list[Specialization]:
                 "PAD": "pad" in what,
                 "SHUFFLED": "shuffled" in what,
             },
-            (what, dtype) == ("x+residual+bias pad", "fp16"),
+            (what, dtype, channels) == ("x+residual+bias pad", "fp16", 64),
+            channels,
         )
-        for what, dtype in (
-            ("x+bias", "fp16"),
-            ("x+residual", "fp16"),
-            ("x+residual+bias", "fp16"),
-            ("x+residual+bias pad", "fp16"),
-            ("shuffled+bias", "fp16"),
-            ("x+residual+bias pad", "fp32"),
+        for what, dtype, channels in (
+            ("x+bias", "fp16", 64),
+            ("x+residual", "fp16", 64),
+            ("x+residual+bias", "fp16", 64),
+            ("x+residual+bias pad", "fp16", 64),
+            ("shuffled+bias", "fp16", 64),
+            ("x+residual+bias pad", "fp32", 64),
+            ("x+bias", "fp16", 3),
+            ("x+bias", "fp16", 4),
+            ("x+residual+bias pad", "fp16", 70),
         )
     ]
     return [*forms, *triton_backward.specializations()]
