@@ -147,11 +147,9 @@ def _run(step: Step, out: Path, limit: float, rehearse: bool, device: str, commi
         )  # fmt: skip
         passed, printed = ended.returncode == 0, ended.stdout
     except subprocess.TimeoutExpired as late:
-        kept = late.stdout or b""
-        passed, printed = (
-            False,
-            (kept if isinstance(kept, str) else kept.decode()) + f"\nstopped after {limit:.0f} s",
-        )
+        # Bytes, whatever `text` says (python/cpython issue 87597).
+        kept = late.stdout.decode() if isinstance(late.stdout, bytes) else ""
+        passed, printed = False, f"{kept}\nstopped after {limit:.0f} s"
     outcome = Outcome(
         part=step.part,
         name=step.name,
