@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fr_kernels.group_norm_silu import tiles
+from fr_kernels.group_norm_silu import plan, tiles
 from fr_kernels.group_norm_silu.op import group_norm_silu
 from fr_kernels.launch import Settings
 from fr_kernels.phase_shuffle import reference as shuffle
-from group_norm_cases import CASES, EPS, Case, all_within_budget, results
+from group_norm_cases import CASES, EPS, Case, all_within_budget, in_launches, results
 from kernel_checks import (
     DTYPES,
     WITHOUT_DOT,
@@ -21,11 +21,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 
 
 @pytest.mark.oldest
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("dtype", WITHOUT_DOT)
 def test_values_and_gradients_are_within_the_error_budget(
-    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    case: Case, dtype: torch.dtype, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    in_launches(count, monkeypatch)
     inputs = case.inputs(dtype)
     with poisoned(monkeypatch):
         got = results(case, inputs, "triton")
@@ -33,17 +35,26 @@ def test_values_and_gradients_are_within_the_error_budget(
     all_within_budget(case, inputs, results(case, inputs, "reference"))
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mean", [100.0, -1000.0])
-def test_a_large_mean_costs_no_digits(mean: float, dtype: torch.dtype) -> None:
+def test_a_large_mean_costs_no_digits(
+    mean: float, dtype: torch.dtype, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where E[x^2] - E[x]^2 would lose all of them."""
+    in_launches(count, monkeypatch)
     case = Case((1, 20, 12, 13), 2, mean=mean)
     inputs = case.inputs(dtype)
     all_within_budget(case, inputs, results(case, inputs, "triton"))
 
 
-def test_what_rounding_takes_from_the_mean_is_not_lost() -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_rounding_takes_from_the_mean_is_not_lost(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Means of 1001 2/3 and 1016 2/3, which float32 misses by 2e-5; the peer gets the same picture around 0."""
+    in_launches(count, monkeypatch)
+    small_tiles(monkeypatch, pixels=2)
     level = torch.tensor([0.0, 1.0, 4.0, 9.0, 16.0, 25.0])[:, None, None].expand(1, 6, 3, 3)
     case = Case((1, 6, 3, 3), 2)
     _, w, b, _, _ = case.inputs(torch.float32)
@@ -53,25 +64,54 @@ def test_what_rounding_takes_from_the_mean_is_not_lost() -> None:
         all_within_budget(case, around_0, results(case, shifted, impl))
 
 
-@pytest.mark.oldest
-def test_sums_over_many_tiles_take_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small tiles in place of a large picture: five tiles of pixels, three steps; three images, two steps."""
+def small_tiles(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
+    """In place of a large picture: tiles of few pixels, four channels, two tiles or images at a time, three parts."""
 
     def small(op: str, key: str, default: Settings, *_: object) -> Settings:
-        least = {"PIXELS": 32, "CHANNELS": 4, "TILES": 2, "IMAGES": 2}
+        least = {"PIXELS": pixels, "CHANNELS": 4, "TILES": 2, "IMAGES": 2}
         return Settings({k: least.get(k, v) for k, v in default.blocks.items()}, 4, 1)
 
     monkeypatch.setattr(tiles, "tuned", small)
-    case = Case((3, 6, 10, 14), 2, residual=True, bias=1, mean=30.0)
+    monkeypatch.setattr(plan, "PROGRAMS", {"statistics": 3, "apply": 3})
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("mean", [30.0, -1000.0])
+def test_sums_over_many_tiles_take_several_steps(
+    mean: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine tiles of pixels, the last partly empty, in three parts; three images in two steps."""
+    in_launches(count, monkeypatch)
+    small_tiles(monkeypatch, pixels=16)
+    case = Case((3, 6, 10, 14), 2, residual=True, bias=1, mean=mean)
     inputs = case.inputs(torch.float32)
     with poisoned(monkeypatch):
         got = results(case, inputs, "triton")
     all_within_budget(case, inputs, got)
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_extreme_values(dtype: torch.dtype) -> None:
+def test_a_first_tile_far_from_the_others_costs_no_digits(
+    dtype: torch.dtype, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three deviations, the most that one tile of nine can be away, and 5000 of the others' own."""
+    in_launches(count, monkeypatch)
+    small_tiles(monkeypatch, pixels=16)
+    case = Case((1, 4, 12, 12), 2)
+    inputs = case.inputs(torch.float32)
+    inputs[0] = inputs[0].detach() * 1e-2
+    inputs[0].flatten(2)[..., :16] += 50.0
+    inputs = [None if t is None else t.detach().to(dtype).requires_grad_() for t in inputs]
+    all_within_budget(case, inputs, results(case, inputs, "triton"))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_extreme_values(dtype: torch.dtype, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A constant picture (variance 0), one value that outweighs all others, and both flat ends of SiLU."""
+    in_launches(count, monkeypatch)
     x = torch.full((2, 4, 5, 5), 7.3)
     x[0, 0, 2, 2] = 6e4
     w, b = torch.tensor([1.0, -1.0, 300.0, 1.0]), torch.tensor([0.5, 200.0, -200.0, 3e4])

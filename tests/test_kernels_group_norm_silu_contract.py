@@ -14,6 +14,7 @@ from group_norm_cases import (
     EPS,
     Case,
     channels_last,
+    in_launches,
     results,
 )
 from kernel_checks import (
@@ -26,8 +27,12 @@ from kernel_checks import (
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("case", [CASES[2], CASES[5]], ids=str)
-def test_two_runs_are_bitwise_equal(case: Case) -> None:
+def test_two_runs_are_bitwise_equal(
+    case: Case, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_launches(count, monkeypatch)
     inputs = case.inputs(torch.float16)
     first, second = (results(case, inputs, "triton") for _ in range(2))
     for one, other in zip(first, second, strict=True):
@@ -109,12 +114,16 @@ def test_it_compiles_whole(case: Case) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[3], CASES[5]], ids=str)
-def test_launches_are_the_declared_ones(case: Case) -> None:
+def test_launches_are_the_declared_ones(
+    case: Case, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_launches(count, monkeypatch)
     inputs = [None if t is None else channels_last(t).detach() for t in case.inputs(torch.float16)]
     given = arguments(case, inputs)
     made = launches(lambda: triton_impl.group_norm_silu(*given))
-    assert len(made) == declared_launches("group_norm_silu", *given)
+    assert len(made) == declared_launches("group_norm_silu", *given) == count
     y, h, statistics = triton_impl.group_norm_silu(*given)
     _, w, b, _, bias = inputs
     given = (y, None if case.plain else h, h, w, b, bias, statistics, True, case.shuffled)
@@ -122,8 +131,10 @@ def test_launches_are_the_declared_ones(case: Case) -> None:
     assert len(made) == declared_launches("group_norm_silu_backward", *given)
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("impl", ["reference", "triton"])
-def test_empty_batch(impl: str) -> None:
+def test_empty_batch(impl: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_launches(count, monkeypatch)
     case = Case((0, 8, 2, 2), 2, residual=True, bias=1)
     inputs = case.inputs(torch.float32)
     got = results(case, inputs, impl)

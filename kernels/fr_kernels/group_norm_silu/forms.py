@@ -1,40 +1,37 @@
 """The compiled forms of the group normalisation kernels: VAE, UNet and lafr-mini, half precision, and float32.
 
-C is a run-time number: all multiples of 64 (128 to 2560) run one form of each pass over the pictures, "C=64n". What
-differs is C = 96, "C=32n" (32 channels a tile), and the combination of a group's 4 to 80 channels.
+The forward kernels know the channels of a group when they are compiled, because tiles hold whole groups; C is a
+run-time number. To the backward's passes over the pictures all multiples of 64 (128 to 2560) are one form, "C=64n", and
+C = 96 another, "C=32n" (32 channels a tile).
 """
 
 from typing import Any
 
 import torch
 
-from fr_kernels.group_norm_silu import triton_backward, triton_impl
+from fr_kernels.group_norm_silu import plan, triton_backward, triton_impl
+from fr_kernels.group_norm_silu.plan import Tile
 from fr_kernels.group_norm_silu.tiles import (
     TILE,
     ceil_div,
     combine_settings,
     parameter_settings,
     pass_settings,
+    power_of_2,
 )
 from fr_kernels.launch import Settings, Specialization
 
-GROUPS = (
-    (128, 4, 512 * 512),
-    (512, 16, 256 * 256),
-    (320, 10, 64 * 64),
-    (2560, 80, 16 * 16),
-)
-"""Channels, channels a group, most pixels they come with."""
-
 _LARGE = 512 * 512
-_WIDE = ("STATS", "PART", "GROUP", "SUMS", "EACH")
+_LIKE = torch.empty(0)
+_WIDE = ("PART", "STATS", "GROUP", "SUMS", "EACH")
 _NUMBERS = ("values", "area", "eps")
-_ODD = ("members", "tiles", "batch")  # integers that need not be divisible by 16
+# Integers that need not be divisible by 16.
+_ODD = ("members", "tiles", "batch", "steps")
 
 
 def specializations() -> list[Specialization]:
     """Forward and backward."""
-    return [*_statistics(), *_combine(), *_apply(), *_sums(), *_parameters(), *_gradient()]
+    return [*_statistics(), *_apply(), *_alone(), *_sums(), *_parameters(), *_gradient()]
 
 
 def _form(
@@ -61,60 +58,86 @@ def _form(
     )
 
 
+def _added(text: str) -> dict[str, bool]:
+    """What is added to x before it is normalised."""
+    names = ("residual", "bias", "shuffled")
+    return {("" if n == "shuffled" else "HAS_") + n.upper(): n in text for n in names}
+
+
 def _statistics() -> list[Specialization]:
-    return [
-        _form(
-            triton_impl.statistics_kernel,
-            f"{added} {dtype} C={channels}n",
-            dtype,
-            {
-                "HAS_RESIDUAL": "residual" in added,
-                "HAS_BIAS": "bias" in added,
-                "SHUFFLED": "shuffled" in added,
-            },
-            pass_settings("statistics", channels, _LARGE),
-            (added, dtype, channels) == ("x+residual", "fp16", 64),
-        )
-        for added, dtype, channels in (
-            ("x", "fp16", 64),
-            ("x+residual", "fp16", 64),
-            ("x+residual+bias", "fp16", 64),
-            ("shuffled+bias", "fp16", 64),
-            ("x+residual", "fp16", 32),
-            ("x+residual", "fp32", 64),
-        )
-    ]
-
-
-def _combine() -> list[Specialization]:
     forms: list[Specialization] = []
-    for channels, members, pixels in GROUPS:
-        tiles = ceil_div(pixels, TILE["statistics"])
-        settings, steps = combine_settings("combine", tiles, members, torch.empty(0))
-        constants = {"PIXELS": TILE["statistics"], "STEPS": steps}
-        title = f"C={channels} {pixels} pixels"
-        kernel, main = triton_impl.combine_kernel, members == 4
-        forms.append(_form(kernel, title, "fp32", constants, settings, main))
+    for added, dtype, channels, members, pixels in (
+        ("x", "fp16", 128, 4, _LARGE),
+        ("x+residual", "fp16", 128, 4, _LARGE),
+        ("x+residual+bias", "fp16", 128, 4, _LARGE),
+        ("shuffled+bias", "fp16", 256, 8, _LARGE),
+        ("x+residual+bias", "fp16", 512, 16, 64 * 64),
+        ("x+residual+bias", "fp16", 320, 10, 64 * 64),
+        ("x", "fp16", 960, 30, 64 * 64),
+        ("x+residual+bias", "fp16", 96, 6, 64 * 64),
+        ("x+residual", "fp32", 128, 4, _LARGE),
+    ):
+        tile = plan.pass_tile(members, channels // members)
+        settings = plan.settings_of("statistics", tile, pixels, _LIKE)
+        constants = {**_added(added), **tile.constants}
+        title = f"{added} {dtype} {_place(channels, pixels)}"
+        main = (added, dtype, members) == ("x+residual+bias", "fp16", 4)
+        kernel = triton_impl.statistics_kernel
+        forms.append(_form(kernel, title, dtype, constants, settings, main))
     return forms
 
 
+def _place(channels: int, pixels: int) -> str:
+    return f"C={channels} {pixels} pixels"
+
+
+def _parts(tile: Tile, groups: int, pixels: int) -> int:
+    """Of the statistics."""
+    rows = plan.settings_of("statistics", tile, pixels, _LIKE).blocks["PIXELS"]
+    return plan.cut("statistics", pixels, rows, ceil_div(groups, tile.pack))[0]
+
+
 def _apply() -> list[Specialization]:
-    return [
-        _form(
-            triton_impl.apply_kernel,
-            f"{act} {dtype} C={channels}n",
-            dtype,
-            {"SILU": act == "silu"},
-            pass_settings("apply", channels, _LARGE),
-            (act, dtype, channels) == ("silu", "fp16", 64),
-        )
-        for act, dtype, channels in (
-            ("silu", "fp16", 64),
-            ("none", "fp16", 64),
-            ("silu", "fp16", 32),
-            ("silu", "fp32", 64),
-        )
-    ]
+    forms: list[Specialization] = []
+    for act, dtype, channels, members, pixels in (
+        ("silu", "fp16", 128, 4, _LARGE),
+        ("silu", "fp16", 512, 16, 64 * 64),
+        ("none", "fp16", 320, 10, 64 * 64),
+        ("silu", "fp16", 960, 30, 64 * 64),
+        ("silu", "fp16", 96, 6, 64 * 64),
+        ("silu", "fp32", 128, 4, _LARGE),
+    ):
+        tile = plan.pass_tile(members, channels // members)
+        settings = plan.settings_of("apply", tile, pixels, _LIKE)
+        parts = power_of_2(_parts(tile, channels // members, pixels))
+        constants = {"SILU": act == "silu", **tile.constants, "PARTS": parts}
+        title = f"{act} {dtype} {_place(channels, pixels)}"
+        main = (act, dtype, members) == ("silu", "fp16", 4)
+        forms.append(_form(triton_impl.apply_kernel, title, dtype, constants, settings, main))
+    return forms
+
+
+def _alone() -> list[Specialization]:
+    """The UNet's norms at 32 x 32, 16 x 16 and 8 x 8, and lafr-mini's."""
+    forms: list[Specialization] = []
+    for added, dtype, channels, members, pixels in (
+        ("x+residual+bias", "fp16", 640, 20, 32 * 32),
+        ("x+residual+bias", "fp16", 1280, 40, 16 * 16),
+        ("x", "fp16", 1920, 60, 16 * 16),
+        ("shuffled+bias", "fp16", 2560, 80, 16 * 16),
+        ("x+residual+bias", "fp16", 2560, 80, 16 * 16),
+        ("x+residual+bias", "fp16", 1280, 40, 8 * 8),
+        ("x+residual+bias", "fp16", 96, 6, 16 * 16),
+        ("x+residual+bias", "fp32", 1280, 40, 16 * 16),
+    ):
+        tile = plan.alone_tile(members, channels // members)
+        settings = plan.settings_of("alone", tile, pixels, _LIKE)
+        steps = ceil_div(pixels, settings.blocks["PIXELS"])
+        constants = {**_added(added), **tile.constants, "SILU": True, "STEPS": steps}
+        title = f"{added} {dtype} {_place(channels, pixels)}"
+        main = (added, dtype, channels, pixels) == ("x+residual+bias", "fp16", 1280, 256)
+        forms.append(_form(triton_impl.alone_kernel, title, dtype, constants, settings, main))
+    return forms
 
 
 def _sums() -> list[Specialization]:
@@ -143,12 +166,12 @@ def _parameters() -> list[Specialization]:
         (1280, 40, 16 * 16, True),
     ):
         tiles = ceil_div(pixels, TILE["sums"])
-        settings, steps = combine_settings("group_sums", tiles, members, torch.empty(0))
+        settings, steps = combine_settings(tiles, members, _LIKE)
         constants = {"HAS_BIAS": biased, "STEPS": steps}
         title = f"{'bias ' * biased}fp16 C={channels} {pixels} pixels"
         kernel = triton_backward.group_sums_kernel
         forms.append(_form(kernel, title, "fp16", constants, settings, biased))
-    settings, steps = parameter_settings(16, 1280, torch.empty(0))
+    settings, steps = parameter_settings(16, 1280, _LIKE)
     constants = {"HAS_BIAS": True, "STEPS": steps}
     kernel = triton_backward.parameters_kernel
     return [*forms, _form(kernel, "bias fp16 16 images", "fp16", constants, settings, True)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fr_kernels.dispatch import Impl, declare_launches, declare_no_products, resolve
-from fr_kernels.group_norm_silu import reference
+from fr_kernels.group_norm_silu import plan, reference
 
 ACTIVATIONS = ("silu", "none")
 
@@ -156,8 +156,13 @@ def _gradient(
     return dx, dw, db, None, None, None, to_residual, to_bias, None, None
 
 
+def _launches(x: Tensor, w: Tensor, b: Tensor, groups: int, *given: Any) -> int:
+    _, _, _, _, shuffled, *_ = given
+    return plan.launches(x, w, groups, shuffled)
+
+
 _forward.register_autograd(_gradient, setup_context=_setup_context)
-declare_launches("group_norm_silu", lambda *_: 3)
+declare_launches("group_norm_silu", _launches)
 declare_launches("group_norm_silu_backward", lambda *_: 4)
 declare_no_products(torch.ops.fr_kernels.group_norm_silu)
 declare_no_products(torch.ops.fr_kernels.group_norm_silu_backward)
@@ -179,7 +184,8 @@ def group_norm_silu(
     """y = act(GroupNorm(h)), h = x + residual + bias, in channels_last (ours; formula: `reference.py`).
 
     Statistics and arithmetic are in float32 (float64 for float64), h is rounded to the dtype of `x` once, before it
-    is normalised. The compiled kernels read x and residual once, write h and y once, and read h once more.
+    is normalised. The compiled kernels read x and residual once, write h and y once, and read h once more: in one
+    launch where a program holds all pixels of its groups, else in two (`plan.py`).
 
     Args:
         x: [B, C, H, W], float16, bfloat16, float32 or float64, any strides; channels_last is read without a copy.

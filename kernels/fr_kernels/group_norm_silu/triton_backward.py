@@ -23,9 +23,22 @@ from fr_kernels.group_norm_silu.tiles import (
     parameter_settings,
     settings_of,
 )
-from fr_kernels.group_norm_silu.triton_impl import channel_values
 from fr_kernels.launch import launch
 from fr_kernels.phase_shuffle.triton_impl import scatter_index
+
+
+@triton.jit
+def _channel_values(W, B, STATS, image, channel, C, members):
+    """(w, b, mean, rest rstd, rstd) of these channels of one image; members: channels a group."""
+    inside = channel < C
+    groups = C // members
+    stats = STATS + image * 3 * groups + channel // members
+    w = tl.load(W + channel, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(B + channel, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.load(stats, mask=inside, other=0.0)
+    rstd = tl.load(stats + 2 * groups, mask=inside, other=0.0)
+    rest = tl.load(stats + groups, mask=inside, other=0.0) * rstd
+    return w[None, :], b[None, :], mean[None, :], rest[None, :], rstd[None, :]
 
 
 @triton.jit
@@ -55,7 +68,7 @@ def sums_kernel(
     offset = ((image * pixels + pixel) * C)[:, None] + channel[None, :]
     h = tl.load(H + offset, mask=inside, other=0.0).to(tl.float32)
     dy = tl.load(DY + offset, mask=inside, other=0.0).to(tl.float32)
-    w, b, mean, rest, rstd = channel_values(W, B, STATS, image, channel, C, members)
+    w, b, mean, rest, rstd = _channel_values(W, B, STATS, image, channel, C, members)
     xhat, dz = _before_act(dy, h, w, b, mean, rest, rstd, SILU)
     rows: tl.constexpr = 4 if HAS_BIAS else 2
     part = (image * tl.num_programs(0) + tl.program_id(0)) * rows * C + channel
@@ -158,7 +171,7 @@ def gradient_kernel(
     offset = ((image * pixels + pixel) * C)[:, None] + channel[None, :]
     h = tl.load(H + offset, mask=inside, other=0.0).to(tl.float32)
     dy = tl.load(DY + offset, mask=inside, other=0.0).to(tl.float32)
-    w, b, mean, rest, rstd = channel_values(W, B, STATS, image, channel, C, members)
+    w, b, mean, rest, rstd = _channel_values(W, B, STATS, image, channel, C, members)
     xhat, dz = _before_act(dy, h, w, b, mean, rest, rstd, SILU)
     groups = C // members
     group = GROUP + image * 2 * groups + channel // members
@@ -233,7 +246,7 @@ def _group_sums(
     if bias is not None:
         dtype = bias.dtype if bias.ndim == 2 else torch.float32
         each = part.new_empty((batch, channels), dtype=dtype)
-    settings, steps = combine_settings("group_sums", tiles, members, read.h)
+    settings, steps = combine_settings(tiles, members, read.h)
     written = (sums, group, sums if each is None else each)
     numbers = (tiles, channels, members, float(pixels), float(pixels * members))
     given = (part, read.w, read.statistics, *written, *numbers)
