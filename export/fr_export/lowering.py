@@ -95,7 +95,7 @@ def attention(
 ) -> Any:
     """`aten.scaled_dot_product_attention` of [B, heads, N, D], without mask or dropout."""
     assert attn_mask is None, "the graph has no attention mask"
-    assert not (dropout_p or is_causal or enable_gqa)
+    assert {dropout_p, is_causal, enable_gqa} == {0}, "nor dropout, causality or shared heads"
     dtype, factor = query.dtype, query.shape[-1] ** -0.5 if scale is None else scale
     if factor != 1:
         query = op.Mul(query, op.Constant(value=ir.tensor(factor, dtype=dtype)))

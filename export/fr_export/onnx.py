@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 
@@ -82,7 +83,7 @@ def graph_hash(graph: RestorationGraph) -> str:
     digest = hashlib.sha256(json.dumps(asdict(graph.preset), sort_keys=True).encode())
     for name, tensor in sorted(graph.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()))
     return digest.hexdigest()
 
 
@@ -119,15 +120,12 @@ def _translated(graph: RestorationGraph, opset: int) -> Any:
 
 def _described(model: Any, metadata: GraphMetadata) -> Any:
     """With our metadata in place of the exporter's, which names files of this machine."""
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    ClearMetadataAndDocStringPass()(model)
+    made = (value for node in model.graph.all_nodes() for value in node.outputs)
+    for value in (*model.graph.inputs, *model.graph.initializers.values(), *made):
         value.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.graph.doc_string = None
     model.metadata_props.clear()
     model.metadata_props.update(metadata.to_props())
     model.producer_name, model.producer_version = "fr-deploy", metadata.version

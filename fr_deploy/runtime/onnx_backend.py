@@ -92,7 +92,9 @@ def _session(path: Path, device: str, threads: int) -> ort.InferenceSession:
     except Exception as error:  # its errors share no class but this one
         raise ModelError(f"{path} cannot be loaded: {error}") from error
     if provider not in session.get_providers():  # onnxruntime says so in its log, and falls back
-        raise ResourceError(f"{provider} did not start here; its libraries (CUDA, cuDNN) may be missing")
+        raise ResourceError(
+            f"{provider} did not start here; its libraries (CUDA, cuDNN) may be missing"
+        )
     return session
 
 
@@ -100,5 +102,7 @@ def _size(session: ort.InferenceSession, path: Path) -> int:
     inputs = {value.name: (value.type, value.shape) for value in session.get_inputs()}
     kind, shape = inputs.get("faces", ("nothing", []))
     if list(inputs) != ["faces"] or kind != "tensor(uint8)" or len(shape) != 4 or shape[3] != 3:
-        raise ModelError(f"{path} takes {inputs}; expected one input 'faces', uint8 [batch, S, S, 3]")
+        raise ModelError(
+            f"{path} takes {inputs}; expected one input 'faces', uint8 [batch, S, S, 3]"
+        )
     return int(shape[1])
