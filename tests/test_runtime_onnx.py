@@ -17,9 +17,7 @@ METADATA = GraphMetadata("0.1.0", "lafr-toy", "float32", "abc", "20", "2.13", "0
 
 def write(path: Path, props: dict[str, str], name: str = "faces", size: int = SIZE) -> Path:
     shape = ["batch", size, size, 3]
-    sides = [
-        helper.make_tensor_value_info(n, TensorProto.UINT8, shape) for n in (name, "restored")
-    ]
+    sides = [helper.make_tensor_value_info(n, TensorProto.UINT8, shape) for n in (name, "restored")]
     node = helper.make_node("BitwiseNot", [name], ["restored"])
     graph = helper.make_graph([node], "turned", sides[:1], sides[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -90,7 +88,7 @@ def test_a_foreign_file_is_refused_by_the_field_it_lacks(tmp_path: Path, field: 
 
 def test_another_input_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "other.onnx", METADATA.to_props(), name="pixels")
-    with pytest.raises(ModelError, match="'pixels'.*expected one input 'faces'"):
+    with pytest.raises(ModelError, match=r"'pixels'.*expected one input 'faces'"):
         OnnxBackend(path)
 
 
@@ -102,7 +100,9 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, file: Path) -> None:
         OnnxBackend(file)
 
 
-def test_a_device_that_is_not_there_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_there_is_an_error(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ResourceError, match=r"only CPUExecutionProvider;.*install onnxruntime-gpu"):
         OnnxBackend(file, device="cuda")
