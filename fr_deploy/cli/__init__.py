@@ -40,6 +40,7 @@ COMMANDS = {
     "bundle": _Subcommand(
         "fr_training.cli:bundle", "Write the result of a training RUN as a bundle."
     ),
+    "export": _Subcommand("fr_export.cli:export", "Write a bundle's graph for other runtimes."),
     "bench": _Subcommand(
         "fr_bench.cli:bench",
         "Measure speed on this machine; the last line printed is one JSON document.",

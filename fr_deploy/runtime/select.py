@@ -89,5 +89,5 @@ def onnx_backend(graph: RestorationGraph, place: Place, *, threads: int | None =
     from fr_deploy.runtime.onnx_backend import OnnxBackend
 
     # By name, as the CLI names its commands: fr_deploy stands below fr_export and does not import it.
-    export = importlib.import_module("fr_export.onnx").cached_onnx
+    export = importlib.import_module("fr_export.cache").cached_onnx
     return OnnxBackend(export(graph), threads=threads)

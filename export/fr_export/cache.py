@@ -1,0 +1,45 @@
+"""Exports of graphs, kept on disk by what they are made of."""
+
+import hashlib
+from pathlib import Path
+
+from fr_deploy.models import attention, layers, restorer, unet
+from fr_deploy.models.restorer import RestorationGraph
+from fr_export import onnx
+from fr_kernels.cache import cache_dir
+from fr_export.onnx import OPSET, export_onnx, graph_metadata
+
+_HERE = Path(__file__).parent
+_SOURCES = (
+    onnx.__file__,
+    _HERE / "lowering.py",
+    *(module.__file__ for module in (attention, layers, restorer, unet)),
+)
+"""The code that decides what an export holds."""
+
+
+def cached_onnx(graph: RestorationGraph, folder: Path | None = None, *, opset: int = OPSET) -> Path:
+    """A graph's .onnx file: from the cache folder, or exported and put there.
+
+    Its name holds the graph's hash and that of all it is made by (versions, this package, the graph's code), so
+    nothing in the folder is ever out of date.
+
+    Args:
+        graph: as `export_onnx`.
+        folder: `cache_folder()` by default.
+        opset: as `export_onnx`.
+    """
+    metadata = graph_metadata(graph, opset)
+    made_by = hashlib.sha256(f"{metadata}".encode())
+    for source in _SOURCES:
+        made_by.update(Path(source).read_bytes())
+    name = f"{metadata.preset}-{metadata.graph[:16]}-{made_by.hexdigest()[:16]}.onnx"
+    path = (folder or cache_folder()) / name
+    if not path.is_file():
+        export_onnx(graph, path, opset=opset)
+    return path
+
+
+def cache_folder() -> Path:
+    """`$FR_DEPLOY_CACHE/onnx`, else `~/.cache/fr-deploy/onnx`."""
+    return cache_dir() / "onnx"

@@ -1,0 +1,224 @@
+"""The exported graph in onnxruntime computes what the graph computes, in standard operators alone."""
+
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import onnx
+import onnx_ir
+import pytest
+import torch
+from onnx import TensorProto, shape_inference
+
+import fr_export.onnx
+from fr_deploy import __version__
+from fr_deploy.errors import ModelError, ResourceError, UsageError
+from fr_deploy.models.lafr import LafrModel
+from fr_deploy.models.layers import Layer
+from fr_deploy.models.presets import PRESETS
+from fr_deploy.models.restorer import RestorationGraph
+from fr_deploy.runtime.onnx_backend import OnnxBackend
+from fr_export import cache
+from fr_export.onnx import export_onnx, graph_hash
+from fr_export.verify import Agreement, compare, random_faces, require
+
+TOY = PRESETS["lafr-toy"]
+
+
+def toy() -> RestorationGraph:
+    torch.manual_seed(0)
+    return RestorationGraph.of(LafrModel(TOY).eval().requires_grad_(False))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "toy.onnx"
+    graph = toy().use_kernels(True)
+    export_onnx(graph, path)
+    assert all(m.kernels for m in graph.modules() if isinstance(m, Layer)), "comes back as it was"
+    return path
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "half.onnx"
+    export_onnx(toy().half(), path)
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_float32_gives_the_bytes_of_torch_but_for_rounding_ties(file: Path, batch: int) -> None:
+    torch.manual_seed(1)
+    faces = torch.randint(0, 256, (batch, 64, 64, 3), dtype=torch.uint8)
+    with OnnxBackend(file) as backend:
+        restored = backend.run(faces)
+    difference = (restored.int() - toy()(faces).int()).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).double().mean() < 0.001
+
+
+def test_float16_is_40_decibels_from_float32(half: Path) -> None:
+    with OnnxBackend(half) as backend:
+        agreement = compare(toy(), backend, random_faces(64, 3))
+        assert backend.metadata.dtype == "float16"
+    require(agreement, "float16", "random pictures")
+    assert 0 < agreement.differing < 0.2
+
+
+def nodes(path: Path, kind: str) -> Iterator[onnx.NodeProto]:
+    yield from (node for node in onnx.load(path).graph.node if node.op_type == kind)
+
+
+def types(path: Path) -> dict[str, int]:
+    """Element type by value."""
+    graph = shape_inference.infer_shapes(onnx.load(path), strict_mode=True, data_prop=True).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    inferred = {value.name: value.type.tensor_type.elem_type for value in values}
+    return inferred | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def test_the_float16_file_keeps_its_float32_islands(half: Path) -> None:
+    of = types(half)
+    for kind in ("ArgMin", "InstanceNormalization", "Softmax", "Sigmoid"):
+        found = [of[node.input[0]] for node in nodes(half, kind)]
+        assert found
+        assert set(found) == {TensorProto.FLOAT}, kind
+    (argmin,) = nodes(half, "ArgMin")
+    (distances,) = (node for node in nodes(half, "Gemm") if node.output[0] == argmin.input[0])
+    assert {of[name] for name in distances.input} == {TensorProto.FLOAT}
+    # The one-step formula: the UNet's last convolution and the residual's, summed.
+    wide = [node for node in nodes(half, "Conv") if of[node.output[0]] == TensorProto.FLOAT]
+    assert len(wide) == 2
+    assert all(of[name] == TensorProto.FLOAT for node in wide for name in node.input)
+    sums = [set(node.input) for node in nodes(half, "Add")]
+    assert {node.output[0] for node in wide} in sums
+    assert {of[node.output[0]] for node in nodes(half, "Conv")} == {
+        TensorProto.FLOAT,
+        TensorProto.FLOAT16,
+    }
+    assert {of[node.output[0]] for node in nodes(half, "LayerNormalization")} == {
+        TensorProto.FLOAT16  # stash_type, left at 1: its statistics are float32
+    }
+
+
+@pytest.mark.parametrize("name", ["file", "half"])
+def test_one_file_of_standard_operators(name: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(name)
+    assert [child.name for child in path.parent.iterdir()] == [path.name]
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert {(o.domain, o.version) for o in model.opset_import} == {("", 20)}
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not model.functions
+    for value, title in ((model.graph.input, "faces"), (model.graph.output, "restored")):
+        (side,) = value
+        dims = [d.dim_param or d.dim_value for d in side.type.tensor_type.shape.dim]
+        assert (side.name, dims) == (title, ["batch", 64, 64, 3])
+        assert side.type.tensor_type.elem_type == TensorProto.UINT8
+
+
+def test_the_file_says_what_it_is_and_nothing_of_this_machine(file: Path) -> None:
+    model = onnx.load(file)
+    assert (model.producer_name, model.producer_version) == ("fr-deploy", __version__)
+    assert {p.key.removeprefix("fr_deploy."): p.value for p in model.metadata_props} == {
+        "version": __version__,
+        "preset": "lafr-toy",
+        "dtype": "float32",
+        "graph": graph_hash(toy()),
+        "opset": "20",
+        "torch": torch.__version__,
+        "onnxscript": fr_export.onnx.version("onnxscript"),
+    }
+    data = file.read_bytes()
+    assert b".py" not in data
+    assert b"pkg." not in data
+
+
+def test_the_cache_holds_the_same_bytes_and_is_asked_first(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FR_DEPLOY_CACHE", str(tmp_path))
+    graph = toy().to(memory_format=torch.channels_last)
+    cached = cache.cached_onnx(graph)
+    assert cached.parent == tmp_path / "onnx"
+    assert cached.read_bytes() == file.read_bytes()
+    monkeypatch.setattr(cache, "export_onnx", None)
+    assert cache.cached_onnx(graph) == cached
+    with torch.no_grad():
+        graph.decoder.conv_out.bias[0] += 1
+    with pytest.raises(TypeError, match="NoneType"):
+        cache.cached_onnx(graph)
+
+
+def test_large_weights_lie_beside_the_file(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fr_export.onnx, "EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(fr_export.onnx, "_translated", lambda *_: onnx_ir.load(file))
+    path = tmp_path / "new" / "large.onnx"
+    path.parent.mkdir()
+    (path.parent / "large.onnx-0123.data").write_bytes(b"of an older export")
+    export_onnx(toy(), path)
+    data = f"large.onnx-{graph_hash(toy())[:16]}.data"
+    assert {child.name for child in path.parent.iterdir()} == {"large.onnx", data}
+    assert path.stat().st_size < file.stat().st_size / 4
+    faces = random_faces(64, 1)
+    assert torch.equal(OnnxBackend(path).run(faces), OnnxBackend(file).run(faces))
+
+
+def test_a_hash_is_of_weights_and_preset_not_of_their_place() -> None:
+    graph = toy()
+    first = graph_hash(graph)
+    assert graph_hash(graph.to(memory_format=torch.channels_last).use_kernels(True)) == first
+    with torch.no_grad():
+        graph.adapter.codebook[3, 2] += 1e-3
+    assert graph_hash(graph) != first
+    assert graph_hash(toy().half()) != first
+
+
+def test_what_has_no_export_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="opset is 19; allowed are 20 to 24"):
+        export_onnx(toy(), tmp_path / "x.onnx", opset=19)
+    with pytest.raises(UsageError, match="are bfloat16; allowed are float32 and float16"):
+        export_onnx(toy().bfloat16(), tmp_path / "x.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_onnxscript_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(fr_export.onnx, "version", missing)
+    with pytest.raises(ResourceError, match=r"pip install 'onnxscript>=") as caught:
+        export_onnx(toy(), tmp_path / "x.onnx")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert str(caught.value).split("'")[1] in project["dependencies"]
+
+
+class Off:
+    """A backend that is off by `by` in every second value."""
+
+    name, size = "off", 64
+
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def run(self, faces: torch.Tensor) -> torch.Tensor:
+        out = toy()(faces)
+        out[..., ::2, :] ^= self.by
+        return out
+
+
+def test_an_export_that_computes_something_else_is_refused() -> None:
+    faces = random_faces(64, 2)
+    assert compare(toy(), Off(0), faces) == Agreement(2, 0.0, 0, float("inf"))
+    off = compare(toy(), Off(1), faces)
+    assert (off.differing, off.largest, round(off.psnr, 2)) == (0.5, 1, 51.14)
+    require(off, "float16", "these")
+    with pytest.raises(
+        ModelError, match=r"of these, 2 faces, 50.*51.1 dB; allowed in float32 are 60"
+    ):
+        require(off, "float32", "these")
+    with pytest.raises(ModelError, match="allowed in float16 are 40"):
+        require(compare(toy(), Off(16), faces), "float16", "these")
