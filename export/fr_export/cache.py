@@ -6,8 +6,8 @@ from pathlib import Path
 from fr_deploy.models import attention, layers, restorer, unet
 from fr_deploy.models.restorer import RestorationGraph
 from fr_export import onnx
-from fr_kernels.cache import cache_dir
 from fr_export.onnx import OPSET, export_onnx, graph_metadata
+from fr_kernels.cache import cache_dir
 
 _HERE = Path(__file__).parent
 _SOURCES = (
