@@ -11,9 +11,9 @@ from fr_kernels.cache import cache_dir
 
 _HERE = Path(__file__).parent
 _SOURCES = (
-    onnx.__file__,
+    str(onnx.__file__),
     _HERE / "lowering.py",
-    *(module.__file__ for module in (attention, layers, restorer, unet)),
+    *(str(module.__file__) for module in (attention, layers, restorer, unet)),
 )
 """The code that decides what an export holds."""
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset20 as op
+from onnxscript import opset20
 
 from fr_kernels.phase_shuffle.reference import PHASES
 
+op: Any = opset20
+"""Its annotations are of ONNX's type variables, which a trace's values are not."""
 FLOAT = ir.DataType.FLOAT
 _LAST = 2**63 - 1
 """Where ONNX's Slice ends at the end."""

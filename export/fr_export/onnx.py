@@ -83,7 +83,7 @@ def graph_hash(graph: RestorationGraph) -> str:
     digest = hashlib.sha256(json.dumps(asdict(graph.preset), sort_keys=True).encode())
     for name, tensor in sorted(graph.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()))
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
     return digest.hexdigest()
 
 
