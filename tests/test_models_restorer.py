@@ -14,7 +14,7 @@ from fr_deploy.bundle import load_bundle, load_graph, save_bundle
 from fr_deploy.errors import ModelError
 from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.presets import PRESETS, Preset
-from fr_deploy.models.restorer import RestorationGraph
+from fr_deploy.models.restorer import RestorationGraph, most_at_once
 
 TOY = PRESETS["lafr-toy"]
 VARIANTS = {
@@ -106,3 +106,16 @@ def test_a_bundle_restores_without_diffusers(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     expected = load_graph(tmp_path / "toy")(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
     assert done.stdout.strip() == str(int(expected.sum())), done.stderr
+
+
+def test_a_large_batch_passes_the_autoencoder_in_parts() -> None:
+    """No picture in it may have 2^31 values, which kernels count with 32 bits."""
+    assert {name: most_at_once(preset) for name, preset in PRESETS.items()} == {
+        "lafr-sd21": 16,
+        "lafr-mini": 512,
+        "lafr-toy": 32768,
+    }
+    graph, pixels = graph_of(random_model(TOY), torch.float64), faces(TOY, 5)
+    whole = graph.picture(pixels)
+    graph.most = 2
+    assert (graph.picture(pixels) - whole).abs().max() <= 1e-10

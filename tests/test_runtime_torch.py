@@ -46,8 +46,9 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bucket", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("bucket", "dtype"), [*((n, "fp32") for n in (2, 4, 8)), (4, "fp16"), (4, "bf16")]
+)
 def test_within_a_bucket_neighbours_and_position_change_no_bit(
     model: LafrModel, dtype: DtypeName, bucket: int
 ) -> None:
@@ -74,10 +75,10 @@ def test_with_a_fixed_bucket_a_face_alone_is_the_face_among_others(
 
 
 def test_across_buckets_the_pictures_are_those_of_one_face_alone(model: LafrModel) -> None:
-    """Before rounding: float32 to 90 dB; 16 bits no further apart than they are from float32."""
+    """Before rounding: float32 to 90 dB; float16 no further apart than it is from float32."""
     faces = drawn(8)
     exact = backend(model).graph.picture(faces)
-    for dtype in DTYPES:
+    for dtype in DTYPES[:2]:
         picture = backend(model, dtype).graph.picture
         made = {
             n: torch.cat([picture(part) for part in faces.split(n)]).float() for n in (1, 2, 4, 8)
@@ -145,6 +146,7 @@ def test_wrong_backends(model: LafrModel) -> None:
         Request(dtype="fp16", require_gpu=True).refuse_for("a sampled latent", None)
 
 
+@pytest.mark.slow
 def test_compiled_is_eager() -> None:
     """In a process of its own: inductor starts threads. Skipped where there is no C++ compiler."""
     from shutil import which

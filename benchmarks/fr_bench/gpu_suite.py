@@ -182,12 +182,14 @@ def _environment(rehearse: bool) -> dict[str, str]:
 def main() -> None:
     """Run parts; exits 1 where a step failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--minutes", type=float, default=8.5)
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
     if not given.rehearse and not torch.cuda.is_available():
         sys.exit("torch finds no GPU; what a CPU can run of it: make gpu-suite REHEARSE=1")
     done = run_suite(

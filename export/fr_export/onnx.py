@@ -110,7 +110,7 @@ def _translated(graph: RestorationGraph, opset: int) -> Any:
             opset_version=opset,
             input_names=["faces"],
             output_names=["restored"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=BATCH)},),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=min(BATCH, graph.most))},),
             custom_translation_table=TRANSLATIONS,
             verbose=False,
         )
