@@ -25,27 +25,31 @@ class Case:
     residual: bool = False
     bias: int = 0
     """Dimensions of bias; 0 for none."""
+    skip: int = 0
+    """Of y's channels, those of the skip; 0 for none."""
     shuffled: bool = False
     mean: float = 0.0
 
     @property
     def plain(self) -> bool:
-        return not (self.residual or self.bias or self.shuffled)
+        return not (self.residual or self.bias or self.skip or self.shuffled)
 
     def inputs(self, dtype: torch.dtype) -> list[Tensor | None]:
-        """x, w, b, residual, bias: leaves, in contiguous NCHW memory."""
+        """x, w, b, residual, bias, skip: leaves, in contiguous NCHW memory."""
         batch, channels, height, width = self.shape
         torch.manual_seed(0)
-        shape = self.shape
+        own = channels - self.skip
+        shape = (batch, own, height, width)
         if self.shuffled:
-            shape = (batch, 4 * channels, height // 2 + 1, width // 2 + 1)
-        bias = torch.randn((batch, channels)[2 - self.bias :]) if self.bias else None
+            shape = (batch, 4 * own, height // 2 + 1, width // 2 + 1)
+        bias = torch.randn((batch, own)[2 - self.bias :]) if self.bias else None
         given = [
             torch.randn(shape) + self.mean,
             torch.randn(channels) + 1,
             torch.randn(channels),
             torch.randn(shape) if self.residual else None,
             bias,
+            torch.randn(batch, self.skip, height, width) if self.skip else None,
         ]
         return [None if t is None else t.to(dtype).requires_grad_() for t in given]
 
@@ -55,19 +59,20 @@ class Case:
         return [torch.randn(self.shape).to(dtype) for _ in range(1 if self.plain else 2)]
 
     def run(self, inputs: list[Tensor | None], impl: str) -> tuple[Tensor, ...]:
-        x, w, b, residual, bias = inputs
+        x, w, b, residual, bias, skip = inputs
         y, h = group_norm_silu(
-            x, w, b, self.groups, self.act,
-            eps=EPS, residual=residual, bias=bias, shuffled=self.shuffled, impl=impl,
+            x, w, b, self.groups, self.act, eps=EPS,
+            residual=residual, bias=bias, skip=skip, shuffled=self.shuffled, impl=impl,
         )  # fmt: skip
         return (y,) if self.plain else (y, h)
 
     def eager(self, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
         """What one would write: contiguous NCHW, where torch's statistics are at their best."""
-        x, w, b, residual, bias = inputs
+        x, w, b, residual, bias, skip = inputs
         h = pixels_of(x, self.shape) if self.shuffled else x
         h = h if residual is None else h + residual
         h = h if bias is None else h + bias[..., None, None]
+        h = h if skip is None else torch.cat([h, skip], 1)
         y = F.group_norm(h, self.groups, w, b, EPS)
         y = F.silu(y) if self.act == "silu" else y
         return (y,) if self.plain else (y, h)
@@ -80,7 +85,8 @@ def in_launches(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pixels_of(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """phase_shuffle by torch's pixel_shuffle."""
-    _, channels, height, width = shape
+    height, width = shape[2:]
+    channels = x.shape[1] // 4
     phases = [
         x[:, k * channels : (k + 1) * channels][:, :, py : py + height // 2, px : px + width // 2]
         for k, (py, px) in enumerate(shuffle.PHASES)
@@ -123,6 +129,10 @@ CASES = [
     Case((3, 8, 6, 10), 2, bias=1, shuffled=True),
     Case((2, 8, 2, 2), 2, "none", shuffled=True),
     Case((2, 6, 1, 1), 2, bias=2),
+    Case((2, 21, 5, 3), 3, residual=True, bias=2, skip=9),  # the second group has channels of both
+    Case((1, 40, 12, 13), 4, "none", bias=1, skip=24),
+    Case((2, 15, 6, 4), 3, bias=1, skip=7, shuffled=True),
+    Case((1, 12, 3, 3), 1, skip=1),
 ]
 
 

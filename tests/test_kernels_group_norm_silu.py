@@ -57,9 +57,9 @@ def test_what_rounding_takes_from_the_mean_is_not_lost(
     small_tiles(monkeypatch, pixels=2)
     level = torch.tensor([0.0, 1.0, 4.0, 9.0, 16.0, 25.0])[:, None, None].expand(1, 6, 3, 3)
     case = Case((1, 6, 3, 3), 2)
-    _, w, b, _, _ = case.inputs(torch.float32)
-    around_0 = [level.clone().requires_grad_(), w, b, None, None]
-    shifted = [(level + 1000).requires_grad_(), w, b, None, None]
+    _, w, b, *_ = case.inputs(torch.float32)
+    around_0 = [level.clone().requires_grad_(), w, b, None, None, None]
+    shifted = [(level + 1000).requires_grad_(), w, b, None, None, None]
     for impl in ("reference", "triton"):
         all_within_budget(case, around_0, results(case, shifted, impl))
 
@@ -116,7 +116,7 @@ def test_extreme_values(dtype: torch.dtype, count: int, monkeypatch: pytest.Monk
     x[0, 0, 2, 2] = 6e4
     w, b = torch.tensor([1.0, -1.0, 300.0, 1.0]), torch.tensor([0.5, 200.0, -200.0, 3e4])
     case = Case((2, 4, 5, 5), 2)
-    inputs = [*(t.to(dtype).requires_grad_() for t in (x, w, b)), None, None]
+    inputs = [*(t.to(dtype).requires_grad_() for t in (x, w, b)), None, None, None]
     got = results(case, inputs, "triton")
     all_within_budget(case, inputs, got)
     activated = F.silu(b.to(dtype).double()).to(dtype)
@@ -126,7 +126,7 @@ def test_extreme_values(dtype: torch.dtype, count: int, monkeypatch: pytest.Monk
 def test_h_is_the_sum_rounded_once_in_every_implementation() -> None:
     case = CASES[2]
     inputs = case.inputs(torch.float16)
-    x, _, _, residual, bias = inputs
+    x, _, _, residual, bias, _ = inputs
     exact = (x.double() + residual.double() + bias.double()[..., None, None]).half()
     for impl in ("reference", "triton"):
         y, h = case.run(inputs, impl)
@@ -136,6 +136,32 @@ def test_h_is_the_sum_rounded_once_in_every_implementation() -> None:
         # What is normalised is the rounded sum, which backward reads.
         assert torch.equal(group_norm_silu(h, *inputs[1:3], 4, eps=EPS, impl=impl).y, y)
     assert group_norm_silu(*inputs[:3], 4, impl="triton").h is x
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("case", CASES[-4:], ids=str)
+def test_a_skip_is_the_concatenation_and_then_the_norm(
+    case: Case, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, forward and backward, so the picture between them need not be made."""
+    in_launches(count, monkeypatch)
+    inputs = case.inputs(torch.float16)
+    x, w, b, residual, bias, skip = inputs
+    before = shuffle.phase_shuffle(x.detach()) if case.shuffled else x.detach()
+    before = before.double() if residual is None else before.double() + residual.double()
+    before = before if bias is None else before + bias.double()[..., None, None]
+    y, h = case.run(inputs, "triton")
+    assert torch.equal(h, torch.cat([before.half(), skip], 1))
+    assert h.is_contiguous(memory_format=torch.channels_last)
+    joined = h.detach().requires_grad_()
+    alone, same = group_norm_silu(joined, w, b, case.groups, case.act, eps=EPS, impl="triton")
+    assert same is joined
+    assert torch.equal(alone, y)
+    into = torch.randn_like(y)
+    of_skip, of_w = torch.autograd.grad(y, (skip, w), into)
+    whole, of_same_w = torch.autograd.grad(alone, (joined, w), into)
+    assert torch.equal(of_skip, whole[:, -case.skip :])
+    assert torch.equal(of_w, of_same_w)
 
 
 def test_shuffled_is_the_shuffle_and_then_the_norm() -> None:
@@ -156,6 +182,8 @@ def test_shuffled_is_the_shuffle_and_then_the_norm() -> None:
         Case((2, 4, 2, 3), 2),
         Case((2, 4, 2, 3), 2, residual=True, bias=2),
         Case((2, 4, 2, 2), 2, "none", bias=1, shuffled=True),
+        Case((2, 6, 2, 2), 2, residual=True, bias=2, skip=2),
+        Case((2, 6, 2, 2), 2, bias=1, skip=4, shuffled=True),
     ],
     ids=str,
 )

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("case", [CASES[2], CASES[5]], ids=str)
+@pytest.mark.parametrize("case", [CASES[2], CASES[5], CASES[8]], ids=str)
 def test_two_runs_are_bitwise_equal(
     case: Case, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,7 +41,7 @@ def test_two_runs_are_bitwise_equal(
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_strides_do_not_matter(impl: str) -> None:
-    case = Case((2, 12, 5, 6), 3, residual=True, bias=2)
+    case = Case((2, 12, 5, 6), 3, residual=True, bias=2, skip=5)
     inputs = case.inputs(torch.float32)
     expected = results(case, inputs, impl)
 
@@ -59,12 +59,13 @@ def test_strides_do_not_matter(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_gradient_through_one_output_alone(impl: str) -> None:
-    case = Case((1, 4, 3, 3), 2, residual=True, bias=1)
+    case = Case((1, 6, 3, 3), 2, residual=True, bias=1, skip=2)
     inputs = case.inputs(torch.float32)
     both = torch.ones(case.shape)
     y, h = case.run(inputs, impl)
     through_h = torch.autograd.grad(h, inputs, both, retain_graph=True)
-    expected = (both, torch.zeros(4), torch.zeros(4), both, torch.full((4,), 9.0))
+    own, skip = both.split((4, 2), 1)
+    expected = (own, torch.zeros(6), torch.zeros(6), own, torch.full((4,), 9.0), skip)
     for one, other in zip(through_h, expected, strict=True):
         assert torch.equal(one, other)
     through_y = torch.autograd.grad(y, inputs, both, retain_graph=True)
@@ -75,8 +76,8 @@ def test_gradient_through_one_output_alone(impl: str) -> None:
 
 def arguments(case: Case, inputs: list[Tensor | None]) -> tuple[object, ...]:
     """Of the operator, but for `impl`."""
-    x, w, b, residual, bias = inputs
-    return x, w, b, case.groups, EPS, case.act == "silu", residual, bias, case.shuffled
+    x, w, b, residual, bias, skip = inputs
+    return x, w, b, case.groups, EPS, case.act == "silu", residual, bias, skip, case.shuffled
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,8 @@ def arguments(case: Case, inputs: list[Tensor | None]) -> tuple[object, ...]:
         (torch.float16, Case((2, 4, 2, 4), 2, bias=1, shuffled=True)),
         (torch.bfloat16, Case((2, 4, 2, 3), 2)),
         (torch.float64, Case((1, 4, 1, 1), 1, residual=True)),
+        (torch.float16, Case((2, 6, 2, 3), 2, residual=True, bias=2, skip=2)),
+        (torch.float32, Case((1, 6, 2, 4), 2, bias=1, skip=4, shuffled=True)),
     ],
     ids=str,
 )
@@ -95,14 +98,15 @@ def test_operator_contract(dtype: torch.dtype, case: Case) -> None:
     check_operator(torch.ops.fr_kernels.group_norm_silu, *given, "reference")
     with torch.no_grad():
         y, h, statistics = torch.ops.fr_kernels.group_norm_silu(*given, "reference")
-        x, w, b, _, bias = inputs
+        x, w, b, _, bias, _ = inputs
         h = x if case.plain else h
-        given = (y, None if case.plain else h, h, w, b, bias, statistics, True, case.shuffled)
+        given = (y, None if case.plain else h, h, w, b, bias, statistics)
+        given = (*given, True, case.skip, case.shuffled)
     given = tuple(t.detach() if isinstance(t, Tensor) else t for t in given)
     check_operator(torch.ops.fr_kernels.group_norm_silu_backward, *given, "reference")
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[8]], ids=str)
 def test_it_compiles_whole(case: Case) -> None:
     inputs = case.inputs(torch.float32)
 
@@ -115,7 +119,7 @@ def test_it_compiles_whole(case: Case) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[3], CASES[5]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[3], CASES[5], *CASES[8:11]], ids=str)
 def test_launches_are_the_declared_ones(
     case: Case, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,8 +129,9 @@ def test_launches_are_the_declared_ones(
     made = launches(lambda: triton_impl.group_norm_silu(*given))
     assert len(made) == declared_launches("group_norm_silu", *given) == count
     y, h, statistics = triton_impl.group_norm_silu(*given)
-    _, w, b, _, bias = inputs
-    given = (y, None if case.plain else h, h, w, b, bias, statistics, True, case.shuffled)
+    _, w, b, _, bias, _ = inputs
+    given = (y, None if case.plain else h, h, w, b, bias, statistics)
+    given = (*given, True, case.skip, case.shuffled)
     made = launches(lambda: triton_backward.group_norm_silu_backward(*given))
     assert len(made) == declared_launches("group_norm_silu_backward", *given)
 
@@ -135,10 +140,10 @@ def test_launches_are_the_declared_ones(
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_empty_batch(impl: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     in_launches(count, monkeypatch)
-    case = Case((0, 8, 2, 2), 2, residual=True, bias=1)
+    case = Case((0, 8, 2, 2), 2, residual=True, bias=1, skip=3)
     inputs = case.inputs(torch.float32)
     got = results(case, inputs, impl)
-    assert [t.shape for t in got] == [t.shape for t in (inputs[0], inputs[0], *inputs)]
+    assert [t.shape for t in got] == [case.shape, case.shape, *(t.shape for t in inputs)]
     assert not any(t.any() for t in got)
 
 
@@ -158,6 +163,11 @@ def test_wrong_calls() -> None:
         ("residual with shuffled", (x, w[:2], w[:2], 2), {"shuffled": True, "residual": x}),
         ("expected (2, 8, 3, 3) torch.float32 as x", (x, w, w, 2), {"residual": x.half()}),
         ("bias is (4,); expected [8] or [2, 8]", (x, w, w, 2), {"bias": w[:4]}),
+        ("expected [2, D, 3, 3] torch.float32 as x", (x, w, w, 2), {"skip": x[..., :2]}),
+        ("expected [2, D, 3, 3] torch.float32 as x", (x, w, w, 2), {"skip": x.half()}),
+        ("expected [2, D, 3, 3] torch.float32 as x, D at", (x, w, w, 2), {"skip": x[:, :0]}),
+        ("expected [2, D, 4, 4]", (x, w[:2], w[:2], 2), {"shuffled": True, "skip": x}),
+        ("expected [16]", (x, w, w, 2), {"skip": x}),
         ("bias is torch.int64", (x, w, w, 2), {"bias": w.long()}),
         ("allowed: 'auto', 'reference', 'triton'", (x, w, w, 2), {"impl": "cuda"}),
     ]

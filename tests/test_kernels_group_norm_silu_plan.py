@@ -18,7 +18,7 @@ def launches(channels: int, side: int, batch: int = 1, shuffled: bool = False) -
     with torch.device("meta"):
         x, w = torch.empty(batch, *sides), torch.empty(channels)
     return declared_launches(
-        "group_norm_silu", x, w, w, 32, 1e-6, True, None, None, shuffled, "auto"
+        "group_norm_silu", x, w, w, 32, 1e-6, True, None, None, None, shuffled, "auto"
     )
 
 

@@ -25,6 +25,9 @@ def cases() -> list[Case]:
         *_with_training(
             _group_norm, (2, 64, 16, 16), (1, 512, 64, 32), (1, 256, 256, 32), (1, 128, 512, 32)
         ),
+        *_with_training(
+            _with_skip, (2, 40, 24, 9, 16), (1, 640, 320, 64, 32), (1, 1280, 1280, 16, 32)
+        ),
         *_with_training(_phase, (2, 8, 9), (1, 512, 128), (1, 256, 256)),
         *_with_training(_layer_norm, (42, 72), (4096, 320), (1024, 640), (256, 1280)),
         *_with_training(_geglu, (42, 72), (4096, 1280), (1024, 2560), (256, 5120)),
@@ -209,6 +212,35 @@ def _group_norm(batch: int, channels: int, side: int, groups: int) -> Case:
 
     shape = f"[{batch}, {channels}, {side}, {side}] groups {groups}"
     return Case("group_norm_silu", shape, inputs, ours, eager, on_cpu=side < 64)
+
+
+def _with_skip(batch: int, own: int, skipped: int, side: int, groups: int) -> Case:
+    """The first norm of a U-Net's block on the way up: residual and bias added, the skip's channels behind."""
+
+    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
+        x, residual, skip = (
+            _random(batch, channels, side, side)(device, dtype).to(
+                memory_format=torch.channels_last
+            )
+            for channels in (own, own, skipped)
+        )
+        w, b = (_random(own + skipped)(device, dtype) for _ in range(2))
+        return x, w, b, residual, _random(own)(device, dtype), skip
+
+    def eager(
+        x: Tensor, w: Tensor, b: Tensor, residual: Tensor, bias: Tensor, skip: Tensor
+    ) -> Tensor:
+        h = torch.cat([x + residual + bias[:, None, None], skip], 1)
+        return F.silu(F.group_norm(h, groups, w, b, 1e-6))
+
+    def ours(
+        x: Tensor, w: Tensor, b: Tensor, residual: Tensor, bias: Tensor, skip: Tensor, impl: str
+    ) -> Tensor:
+        added = {"residual": residual, "bias": bias, "skip": skip}
+        return fr_kernels.group_norm_silu(x, w, b, groups, **added, impl=impl).y
+
+    shape = f"[{batch}, {own} + {skipped}, {side}, {side}] groups {groups}"
+    return Case("group_norm_silu", shape, inputs, ours, eager, on_cpu=side < 16)
 
 
 def _phase(batch: int, channels: int, side: int) -> Case:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fr_kernels.group_norm_silu import plan, triton_backward, triton_impl
+from fr_kernels.group_norm_silu import plan, triton_backward, triton_impl, triton_sums
 from fr_kernels.group_norm_silu.plan import Tile
 from fr_kernels.group_norm_silu.tiles import (
     TILE,
@@ -60,7 +60,7 @@ def _form(
 
 def _added(text: str) -> dict[str, bool]:
     """What is added to x before it is normalised."""
-    names = ("residual", "bias", "shuffled")
+    names = ("residual", "bias", "skip", "shuffled")
     return {("" if n == "shuffled" else "HAS_") + n.upper(): n in text for n in names}
 
 
@@ -75,6 +75,9 @@ def _statistics() -> list[Specialization]:
         ("x+residual+bias", "fp16", 320, 10, 64 * 64),
         ("x", "fp16", 960, 30, 64 * 64),
         ("x+residual+bias", "fp16", 96, 6, 64 * 64),
+        ("x+residual+bias+skip", "fp16", 960, 30, 64 * 64),
+        ("shuffled+bias+skip", "fp16", 960, 30, 64 * 64),
+        ("x+residual+bias+skip", "fp16", 224, 14, 64 * 64),
         ("x+residual", "fp32", 128, 4, _LARGE),
     ):
         tile = plan.pass_tile(members, channels // members)
@@ -123,9 +126,9 @@ def _alone() -> list[Specialization]:
     for added, dtype, channels, members, pixels in (
         ("x+residual+bias", "fp16", 640, 20, 32 * 32),
         ("x+residual+bias", "fp16", 1280, 40, 16 * 16),
-        ("x", "fp16", 1920, 60, 16 * 16),
-        ("shuffled+bias", "fp16", 2560, 80, 16 * 16),
-        ("x+residual+bias", "fp16", 2560, 80, 16 * 16),
+        ("x+residual+bias+skip", "fp16", 1920, 60, 16 * 16),
+        ("shuffled+bias+skip", "fp16", 2560, 80, 16 * 16),
+        ("x+residual+bias+skip", "fp16", 2560, 80, 16 * 16),
         ("x+residual+bias", "fp16", 1280, 40, 8 * 8),
         ("x+residual+bias", "fp16", 96, 6, 16 * 16),
         ("x+residual+bias", "fp32", 1280, 40, 16 * 16),
@@ -169,11 +172,11 @@ def _parameters() -> list[Specialization]:
         settings, steps = combine_settings(tiles, members, _LIKE)
         constants = {"HAS_BIAS": biased, "STEPS": steps}
         title = f"{'bias ' * biased}fp16 C={channels} {pixels} pixels"
-        kernel = triton_backward.group_sums_kernel
+        kernel = triton_sums.group_sums_kernel
         forms.append(_form(kernel, title, "fp16", constants, settings, biased))
     settings, steps = parameter_settings(16, 1280, _LIKE)
     constants = {"HAS_BIAS": True, "STEPS": steps}
-    kernel = triton_backward.parameters_kernel
+    kernel = triton_sums.parameters_kernel
     return [*forms, _form(kernel, "bias fp16 16 images", "fp16", constants, settings, True)]
 
 
@@ -183,13 +186,19 @@ def _gradient() -> list[Specialization]:
             triton_backward.gradient_kernel,
             f"{source} {dtype} C={channels}n",
             dtype,
-            {"SILU": True, "HAS_DH": "dh" in source, "SHUFFLED": "shuffled" in source},
+            {
+                "SILU": True,
+                "HAS_DH": "dh" in source,
+                "HAS_SKIP": "skip" in source,
+                "SHUFFLED": "shuffled" in source,
+            },
             pass_settings("gradient", channels, _LARGE),
             (source, dtype, channels) == ("dy+dh", "fp16", 64),
         )
         for source, dtype, channels in (
             ("dy+dh", "fp16", 64),
             ("shuffled dy+dh", "fp16", 64),
+            ("dy+dh to skip", "fp16", 64),
             ("dy+dh", "fp16", 32),
             ("dy+dh", "fp32", 64),
         )

@@ -17,7 +17,7 @@ class Normed(NamedTuple):
     y: Tensor
     """[B, C, H, W], normalised and activated."""
     h: Tensor
-    """[B, C, H, W], what was normalised: the next residual stream. `x` itself where nothing was added or shuffled."""
+    """[B, C, H, W], what was normalised: the next residual stream. `x` itself where nothing was added."""
 
 
 def _triton(name: str, impl: str, tensors: tuple[Tensor | None, ...]) -> bool:
@@ -27,9 +27,9 @@ def _triton(name: str, impl: str, tensors: tuple[Tensor | None, ...]) -> bool:
     return resolve(name, impl, given, (Impl.TRITON,), unfit) is Impl.TRITON
 
 
-def _plain(residual: Tensor | None, bias: Tensor | None, shuffled: bool) -> bool:
+def _plain(*added: Tensor | None, shuffled: bool) -> bool:
     """Whether h is x: then the operator returns an empty h, because its outputs may not be its inputs."""
-    return residual is None and bias is None and not shuffled
+    return all(tensor is None for tensor in added) and not shuffled
 
 
 @torch.library.custom_op("fr_kernels::group_norm_silu", mutates_args=())
@@ -42,17 +42,18 @@ def _forward(
     silu: bool,
     residual: Tensor | None,
     bias: Tensor | None,
+    skip: Tensor | None,
     shuffled: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    given = (x, w, b, groups, eps, silu, residual, bias, shuffled)
-    if _triton("group_norm_silu", impl, (x, w, b, residual, bias)):
+    given = (x, w, b, groups, eps, silu, residual, bias, skip, shuffled)
+    if _triton("group_norm_silu", impl, (x, w, b, residual, bias, skip)):
         from fr_kernels.group_norm_silu import triton_impl
 
         y, h, statistics = triton_impl.group_norm_silu(*given)
     else:
         y, h, statistics = reference.group_norm_silu(*given)
-    return y, x.new_empty(0) if _plain(residual, bias, shuffled) else h, statistics
+    return y, x.new_empty(0) if _plain(residual, bias, skip, shuffled=shuffled) else h, statistics
 
 
 @torch.library.custom_op("fr_kernels::group_norm_silu_backward", mutates_args=())
@@ -65,10 +66,11 @@ def _backward(
     bias: Tensor | None,
     statistics: Tensor,
     silu: bool,
+    skipped: int,
     shuffled: bool,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = (grad, grad_h, h, w, b, bias, statistics, silu, shuffled)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    given = (grad, grad_h, h, w, b, bias, statistics, silu, skipped, shuffled)
     if _triton("group_norm_silu", impl, (grad, grad_h, h, w, b, bias)):
         from fr_kernels.group_norm_silu import triton_backward
 
@@ -86,14 +88,15 @@ def _(
     silu: bool,
     residual: Tensor | None,
     bias: Tensor | None,
+    skip: Tensor | None,
     shuffled: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
     if shuffled:
-        channels, height, width = channels // 4, 2 * (height - 1), 2 * (width - 1)
-    y = _channels_last(x, (batch, channels, height, width))
-    h = x.new_empty(0) if _plain(residual, bias, shuffled) else torch.empty_like(y)
+        height, width = 2 * (height - 1), 2 * (width - 1)
+    y = _channels_last(x, (batch, len(w), height, width))
+    h = x.new_empty(0) if _plain(residual, bias, skip, shuffled=shuffled) else torch.empty_like(y)
     return y, h, x.new_empty(batch, 3, groups, dtype=reference.wide_dtype(x.dtype))
 
 
@@ -107,15 +110,18 @@ def _(
     bias: Tensor | None,
     statistics: Tensor,
     silu: bool,
+    skipped: int,
     shuffled: bool,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, channels, height, width = h.shape
+    dskip = _channels_last(h, (batch, skipped, height, width))
+    channels -= skipped
     if shuffled:
         channels, height, width = 4 * channels, height // 2 + 1, width // 2 + 1
     dx = _channels_last(h, (batch, channels, height, width))
     dbias = h.new_empty(0) if bias is None else bias.new_empty(bias.shape)
-    return dx, w.new_empty(w.shape), b.new_empty(b.shape), dbias
+    return dx, w.new_empty(w.shape), b.new_empty(b.shape), dbias, dskip
 
 
 def _channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -125,10 +131,11 @@ def _channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, w, b, _, _, ctx.silu, residual, bias, ctx.shuffled, ctx.impl = inputs
+    x, w, b, _, _, ctx.silu, residual, bias, skip, ctx.shuffled, ctx.impl = inputs
     _, h, statistics = output
     ctx.residual = residual is not None
-    ctx.plain = _plain(residual, bias, ctx.shuffled)
+    ctx.skipped = 0 if skip is None else skip.shape[1]
+    ctx.plain = _plain(residual, bias, skip, shuffled=ctx.shuffled)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x if ctx.plain else h, w, b, bias, statistics)
 
@@ -139,7 +146,7 @@ def _gradient(
     h, w, b, bias, statistics = ctx.saved_tensors
     # Only the residual stream was used.
     grad = torch.zeros_like(h) if grad is None else grad
-    dx, dw, db, dbias = _backward(
+    dx, dw, db, dbias, dskip = _backward(
         grad,
         None if ctx.plain else grad_h,
         h,
@@ -148,16 +155,18 @@ def _gradient(
         bias,
         statistics,
         ctx.silu,
+        ctx.skipped,
         ctx.shuffled,
         ctx.impl,
     )
     to_residual = dx if ctx.residual else None
     to_bias = None if bias is None else dbias
-    return dx, dw, db, None, None, None, to_residual, to_bias, None, None
+    to_skip = dskip if ctx.skipped else None
+    return dx, dw, db, None, None, None, to_residual, to_bias, to_skip, None, None
 
 
 def _launches(x: Tensor, w: Tensor, b: Tensor, groups: int, *given: Any) -> int:
-    _, _, _, _, shuffled, *_ = given
+    _, _, _, _, _, shuffled, *_ = given
     return plan.launches(x, w, groups, shuffled)
 
 
@@ -178,52 +187,78 @@ def group_norm_silu(
     eps: float = 1e-6,
     residual: Tensor | None = None,
     bias: Tensor | None = None,
+    skip: Tensor | None = None,
     shuffled: bool = False,
     impl: str = "auto",
 ) -> Normed:
-    """y = act(GroupNorm(h)), h = x + residual + bias, in channels_last (ours; formula: `reference.py`).
+    """y = act(GroupNorm(h)), h = cat(x + residual + bias, skip), in channels_last (ours; formula: `reference.py`).
 
     Statistics and arithmetic are in float32 (float64 for float64), h is rounded to the dtype of `x` once, before it
-    is normalised. The compiled kernels read x and residual once, write h and y once, and read h once more: in one
+    is normalised. The compiled kernels read x, residual and skip once, write h and y once, and read h once more: in one
     launch where a program holds all pixels of its groups, else in two (`plan.py`).
 
     Args:
         x: [B, C, H, W], float16, bfloat16, float32 or float64, any strides; channels_last is read without a copy.
             With `shuffled` [B, 4C, H/2 + 1, W/2 + 1].
-        w, b: [C], the norm's weight and bias, any floating dtype.
-        groups: G; divides C.
+        w, b: [C], with a skip [C + D], the norm's weight and bias, any floating dtype.
+        groups: G; divides the channels of w; a group may have channels of both x and skip.
         act: "silu" or "none".
         eps: added to the variance; > 0.
         residual: shape and dtype of `x`; not with `shuffled`.
         bias: [C] or [B, C], added to every pixel before the norm (a convolution's bias, the time embedding).
+        skip: [B, D, H, W] in the dtype of `x`, the channels of h after those of x: a U-Net's skip, concatenated.
         shuffled: x is the output of a folded nearest-2x upsample, and phase_shuffle(x) takes its place.
         impl: "auto", "reference" or "triton" (no float64).
 
     Returns:
-        y and h in the dtype of `x`, channels_last (h is `x` itself where nothing was added or shuffled).
+        y and h in the dtype of `x`, channels_last, [B, C, H, W] or [B, C + D, H, W] (h is `x` itself where nothing was
+        added or shuffled).
         Differentiable in every tensor, through both.
 
     Raises:
         ValueError: a shape, dtype, `act`, `groups` or `eps` does not fit.
         KernelUnavailableError: `impl` cannot run here.
     """
-    _check(x, w, b, groups, eps, shuffled)
+    shape = _checked_shape(x, shuffled)
+    _check_added(x, shape[1], residual, bias, shuffled)
+    _check_skip(x, shape, skip)
+    _check_norm(w, b, shape[1] + (0 if skip is None else skip.shape[1]), groups, eps)
     if act not in ACTIVATIONS:
         raise ValueError(f"act is {act!r}; allowed: {', '.join(map(repr, ACTIVATIONS))}")
-    _check_added(x, len(w), residual, bias, shuffled)
-    y, h, _ = _forward(x, w, b, groups, eps, act == "silu", residual, bias, shuffled, impl)
-    return Normed(y, x if _plain(residual, bias, shuffled) else h)
+    y, h, _ = _forward(x, w, b, groups, eps, act == "silu", residual, bias, skip, shuffled, impl)
+    return Normed(y, x if _plain(residual, bias, skip, shuffled=shuffled) else h)
 
 
-def _check(x: Tensor, w: Tensor, b: Tensor, groups: int, eps: float, shuffled: bool) -> None:
+def _checked_shape(x: Tensor, shuffled: bool) -> tuple[int, int, int, int]:
+    """[B, C, H, W] of what x stands for."""
     expected = "[B, 4C, H/2 + 1, W/2 + 1]" if shuffled else "[B, C, H, W]"
     least, phases = (2, 4) if shuffled else (1, 1)
     if x.ndim != 4 or x.shape[1] % phases or min(x.shape[1:]) < least:
         raise ValueError(f"x is {tuple(x.shape)}; expected {expected}, H and W at least 1")
-    channels = x.shape[1] // phases
+    if not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype}; allowed: floating point")
+    batch, channels, height, width = x.shape
+    if shuffled:
+        return batch, channels // 4, 2 * (height - 1), 2 * (width - 1)
+    return batch, channels, height, width
+
+
+def _check_skip(x: Tensor, shape: tuple[int, int, int, int], skip: Tensor | None) -> None:
+    if skip is None:
+        return
+    batch, _, height, width = shape
+    fits = skip.ndim == 4 and (skip.shape[0], *skip.shape[2:]) == (batch, height, width)
+    if not fits or not skip.shape[1] or skip.dtype != x.dtype:
+        raise ValueError(
+            f"skip is {tuple(skip.shape)} {skip.dtype}; "
+            f"expected [{batch}, D, {height}, {width}] {x.dtype} as x, D at least 1"
+        )
+
+
+def _check_norm(w: Tensor, b: Tensor, channels: int, groups: int, eps: float) -> None:
     if w.shape != (channels,) or b.shape != (channels,):
         raise ValueError(f"w {tuple(w.shape)} and b {tuple(b.shape)}; expected [{channels}]")
-    for name, tensor in (("x", x), ("w", w), ("b", b)):
+    for name, tensor in (("w", w), ("b", b)):
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}; allowed: floating point")
     if groups < 1 or channels % groups:

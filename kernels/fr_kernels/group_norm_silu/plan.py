@@ -15,8 +15,11 @@ PROGRAMS = {"statistics": 256, "apply": 512}
 Every program of the second launch reads the sums of all the first's parts of its groups, 12 bytes each. 512 x 512 x 128
 has 2 tiles of 16 groups, so 128 parts: 24 KB beside 256 KB of pictures (1024 pixels x 64 channels of half precision,
 read and written). 64 x 64 x 320 has 8 of 4 groups, so 32 parts: 1.5 KB beside 10 KB."""
-VALUES = {"statistics": 8192, "apply": 4096, "alone": 16_384}
-"""Pixels x channels that a program holds at a time: 32 values a thread."""
+VALUES = {"statistics": 4096, "apply": 4096, "alone": 16_384}
+"""Pixels x channels that a program holds at a time."""
+_EACH = {"statistics": 512, "apply": 1024, "alone": 512}
+"""Of them, those of one warp, up to 16 warps: 16 values a thread, because sums beside 32 spilled 8 bytes on sm_100;
+the output has no sums."""
 
 
 class Tile(NamedTuple):
@@ -94,7 +97,7 @@ def settings_of(kernel: str, tile: Tile, pixels: int, like: Tensor) -> Settings:
     kernel: "statistics", "apply" or "alone".
     """
     rows = tile.rows(kernel, pixels)
-    warps = min(max(rows * power_of_2(tile.width) // 1024, 4), 16)
+    warps = min(max(rows * power_of_2(tile.width) // _EACH[kernel], 4), 16)
     default = Settings({"PIXELS": rows}, warps, num_stages=1)
     return tuned_settings(kernel, tile.members, default, {"PIXELS": (1, 1024), **WARPS}, like)
 

@@ -3,6 +3,7 @@
 x, residual [B, C, H, W]; w, b [C]; bias [C] or [B, C]; G groups of neighbouring channels:
 
     h    = x + residual + bias          rounded to the dtype of x; with `shuffled`, phase_shuffle(x) in place of x
+         = cat(that, skip)              with skip [B, D, H, W]; then w and b are [C + D], and a group may have of both
     xhat = (h - mean - rest) rstd       mean + rest, rstd = 1 / sqrt(var + eps): of a group's channels and all pixels
     z    = w xhat + b
     y    = z sigmoid(z)                 without `silu`: z
@@ -13,6 +14,8 @@ Backward, from dy and from dh, the gradient that reaches h directly; <.> is the 
     dw, db    = sum(dz xhat), sum(dz)                           over images and pixels
     dx        = rstd (w dz - <w dz> - xhat <w dz xhat>) + dh    = dresidual; with `shuffled`, scattered back
     dbias     = sum(dx)                                         over pixels, and over images for bias [C]
+
+With a skip, dx and dskip are the two slices of that dx, and dbias sums the first.
 
 The mean is kept as two numbers, mean and the rest that rounding took from it: at a mean of 100 deviations that rest
 is up to 4e-6 deviations, and dx multiplies it by w squared. All arithmetic is in float32 (float64 for float64);
@@ -34,6 +37,7 @@ def group_norm_silu(
     silu: bool,
     residual: Tensor | None,
     bias: Tensor | None,
+    skip: Tensor | None,
     shuffled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, h, statistics [B, 3, G]: mean, rest, rstd); h is `x` itself where nothing is added or shuffled."""
@@ -46,6 +50,8 @@ def group_norm_silu(
         total = total + bias.to(wide)[..., None, None]
     if residual is not None or bias is not None:
         h = channels_last(total.to(x.dtype))
+    if skip is not None:
+        h = channels_last(torch.cat([h, skip], 1))
     values = h.to(wide).unflatten(1, (groups, -1)).flatten(2)
     mean = values.mean(2)
     away = values - mean[..., None]
@@ -66,9 +72,10 @@ def group_norm_silu_backward(
     bias: Tensor | None,
     statistics: Tensor,
     silu: bool,
+    skipped: int,
     shuffled: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dx, dw, db, dbias); dbias is empty without bias."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(dx, dw, db, dbias, dskip); dbias is empty without bias. skipped: channels of the skip, 0 where there is none."""
     xhat, z = _normalised(h, w, b, statistics)
     s = z.sigmoid()
     dz = grad.to(z.dtype) * (s * (1 + z * (1 - s)) if silu else 1)
@@ -77,12 +84,13 @@ def group_norm_silu_backward(
     dx = dx * _spread(rstd, h)
     if grad_h is not None:
         dx = dx + grad_h.to(z.dtype)
+    dx, dskip = dx.split((h.shape[1] - skipped, skipped), 1)
     dbias = h.new_empty(0) if bias is None else dx.sum((2, 3))
     if bias is not None:
         dbias = (dbias.sum(0) if bias.ndim == 1 else dbias).to(bias.dtype)
-    dx = channels_last(dx.to(h.dtype))
+    dx, dskip = (channels_last(t.to(h.dtype)) for t in (dx, dskip))
     dw, db = (dz * xhat).sum((0, 2, 3)).to(w.dtype), dz.sum((0, 2, 3)).to(b.dtype)
-    return phase_shuffle_backward(dx) if shuffled else dx, dw, db, dbias
+    return phase_shuffle_backward(dx) if shuffled else dx, dw, db, dbias, dskip
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

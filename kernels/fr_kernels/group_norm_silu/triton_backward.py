@@ -10,19 +10,13 @@
 h and dy are read twice, dx is written once; xhat, z and dz are computed again from h and the statistics.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fr_kernels.group_norm_silu.tiles import (
-    combine_settings,
-    grid_of,
-    parameter_settings,
-    settings_of,
-)
+from fr_kernels.group_norm_silu.tiles import grid_of, settings_of
+from fr_kernels.group_norm_silu.triton_sums import Read, group_sums, parameters
 from fr_kernels.launch import launch
 from fr_kernels.phase_shuffle.triton_impl import scatter_index
 
@@ -84,81 +78,16 @@ def sums_kernel(
 
 
 @triton.jit
-def group_sums_kernel(
-    PART, W, STATS, SUMS, GROUP, EACH,
-    tiles, C, members, area, values,
-    HAS_BIAS: tl.constexpr,
-    STEPS: tl.constexpr, TILES: tl.constexpr, MEMBERS: tl.constexpr,
-):  # fmt: skip
-    """One program: one group of one image. area: pixels; values: pixels x members."""
-    group, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    member = tl.arange(0, MEMBERS)
-    channel = group * members + member
-    rows: tl.constexpr = 4 if HAS_BIAS else 2
-    dz = tl.zeros((TILES, MEMBERS), tl.float32)
-    scaled = tl.zeros((TILES, MEMBERS), tl.float32)
-    xhat = tl.zeros((TILES, MEMBERS), tl.float32)
-    dh = tl.zeros((TILES, MEMBERS), tl.float32)
-    for step in range(STEPS):
-        tile = step * TILES + tl.arange(0, TILES)
-        inside = (tile < tiles)[:, None] & (member < members)[None, :]
-        part = ((image * tiles + tile) * rows * C)[:, None] + channel[None, :]
-        dz += tl.load(PART + part, mask=inside, other=0.0)
-        scaled += tl.load(PART + part + C, mask=inside, other=0.0)
-        if HAS_BIAS:
-            xhat += tl.load(PART + part + 2 * C, mask=inside, other=0.0)
-            dh += tl.load(PART + part + 3 * C, mask=inside, other=0.0)
-    known = member < members
-    w = tl.load(W + channel, mask=known, other=0.0).to(tl.float32)
-    sum_dz, sum_scaled = tl.sum(dz, 0), tl.sum(scaled, 0)
-    tl.store(SUMS + image * 2 * C + channel, sum_dz, mask=known)
-    tl.store(SUMS + (image * 2 + 1) * C + channel, sum_scaled, mask=known)
-    first, second = tl.sum(w * sum_dz) / values, tl.sum(w * sum_scaled) / values
-    groups = tl.num_programs(0)
-    tl.store(GROUP + image * 2 * groups + group, first)
-    tl.store(GROUP + (image * 2 + 1) * groups + group, second)
-    if HAS_BIAS:
-        rstd = tl.load(STATS + (image * 3 + 2) * groups + group)
-        inner = w * sum_dz - area * first - second * tl.sum(xhat, 0)
-        each = rstd * inner + tl.sum(dh, 0)
-        tl.store(EACH + image * C + channel, each.to(EACH.dtype.element_ty), mask=known)
-
-
-@triton.jit
-def parameters_kernel(
-    SUMS, EACH, DW, DB, DBIAS,
-    batch, C,
-    HAS_BIAS: tl.constexpr,
-    STEPS: tl.constexpr, IMAGES: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """One program: CHANNELS channels of the sums over all images, IMAGES at a time."""
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    dw = tl.zeros((IMAGES, CHANNELS), tl.float32)
-    db = tl.zeros((IMAGES, CHANNELS), tl.float32)
-    dbias = tl.zeros((IMAGES, CHANNELS), tl.float32)
-    for step in range(STEPS):
-        image = step * IMAGES + tl.arange(0, IMAGES)
-        inside = (image < batch)[:, None] & (channel < C)[None, :]
-        offset = image[:, None] * C + channel[None, :]
-        db += tl.load(SUMS + 2 * offset - channel[None, :], mask=inside, other=0.0)
-        dw += tl.load(SUMS + 2 * offset - channel[None, :] + C, mask=inside, other=0.0)
-        if HAS_BIAS:
-            dbias += tl.load(EACH + offset, mask=inside, other=0.0)
-    inside = channel < C
-    tl.store(DW + channel, tl.sum(dw, 0).to(DW.dtype.element_ty), mask=inside)
-    tl.store(DB + channel, tl.sum(db, 0).to(DB.dtype.element_ty), mask=inside)
-    if HAS_BIAS:
-        tl.store(DBIAS + channel, tl.sum(dbias, 0).to(DBIAS.dtype.element_ty), mask=inside)
-
-
-@triton.jit
 def gradient_kernel(
-    DY, DH, H, W, B, STATS, GROUP, DX,
-    pixels, width, C, members,
-    SILU: tl.constexpr, HAS_DH: tl.constexpr, SHUFFLED: tl.constexpr,
+    DY, DH, H, W, B, STATS, GROUP, DX, DSKIP,
+    pixels, width, C, own, members,
+    SILU: tl.constexpr, HAS_DH: tl.constexpr, HAS_SKIP: tl.constexpr, SHUFFLED: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """One program: PIXELS vectors of CHANNELS channels of one image's dx; zero where no pixel of h reads one."""
+    """One program: PIXELS vectors of CHANNELS channels of one image's dx; zero where no pixel of h reads one.
+
+    own: channels of x; those after them are the skip's.
+    """
     image = tl.program_id(2).to(tl.int64)
     vector = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -182,20 +111,13 @@ def gradient_kernel(
         dx += tl.load(DH + offset, mask=inside, other=0.0).to(tl.float32)
     if SHUFFLED:
         dx = tl.where(inside, dx, 0.0)
-    target = ((image * vectors + vector) * C)[:, None] + channel[None, :]
-    written = (vector < vectors)[:, None] & (channel < C)[None, :]
+    target = ((image * vectors + vector) * own)[:, None] + channel[None, :]
+    written = (vector < vectors)[:, None] & (channel < own)[None, :]
     tl.store(DX + target, dx.to(DX.dtype.element_ty), mask=written)
-
-
-class _Read(NamedTuple):
-    """What the backward reads, in the order of the kernels' arguments."""
-
-    dy: Tensor
-    dh: Tensor
-    h: Tensor
-    w: Tensor
-    b: Tensor
-    statistics: Tensor
+    if HAS_SKIP:
+        target = ((image * pixels + pixel) * (C - own))[:, None] + (channel - own)[None, :]
+        written = inside & (channel >= own)[None, :]
+        tl.store(DSKIP + target, dx.to(DSKIP.dtype.element_ty), mask=written)
 
 
 def group_norm_silu_backward(
@@ -207,21 +129,22 @@ def group_norm_silu_backward(
     bias: Tensor | None,
     statistics: Tensor,
     silu: bool,
+    skipped: int,
     shuffled: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `reference.group_norm_silu_backward`; four launches."""
     dy, h = (t.contiguous(memory_format=torch.channels_last) for t in (grad, h))
     # An unused pointer still has to be one.
     dh = dy if grad_h is None else grad_h.contiguous(memory_format=torch.channels_last)
-    read = _Read(dy, dh, h, w.contiguous(), b.contiguous(), statistics)
+    read = Read(dy, dh, h, w.contiguous(), b.contiguous(), statistics)
     flags = {"SILU": silu, "HAS_DH": grad_h is not None}
     part = _sums(read, flags, bias)
-    group, sums, each = _group_sums(part, read, bias)
-    dx = _gradient(read, group, flags, shuffled)
-    return dx, *_parameters(sums, each, read, bias)
+    group, sums, each = group_sums(part, read, bias)
+    dx, dskip = _gradient(read, group, flags, skipped, shuffled)
+    return dx, *parameters(sums, each, read, bias), dskip
 
 
-def _sums(read: _Read, flags: dict[str, bool], bias: Tensor | None) -> Tensor:
+def _sums(read: Read, flags: dict[str, bool], bias: Tensor | None) -> Tensor:
     batch, channels, height, width = read.h.shape
     pixels = height * width
     settings = settings_of("sums", channels, pixels, read.h)
@@ -234,56 +157,25 @@ def _sums(read: _Read, flags: dict[str, bool], bias: Tensor | None) -> Tensor:
     return part
 
 
-def _group_sums(
-    part: Tensor, read: _Read, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(group sums, channel sums, sums of dx); the last are dbias itself where bias is [B, C]."""
-    batch, tiles, _, channels = part.shape
-    groups = read.statistics.shape[2]
-    members, pixels = channels // groups, read.h.shape[2] * read.h.shape[3]
-    group, sums = part.new_empty((batch, 2, groups)), part.new_empty((batch, 2, channels))
-    each = None
-    if bias is not None:
-        dtype = bias.dtype if bias.ndim == 2 else torch.float32
-        each = part.new_empty((batch, channels), dtype=dtype)
-    settings, steps = combine_settings(tiles, members, read.h)
-    written = (sums, group, sums if each is None else each)
-    numbers = (tiles, channels, members, float(pixels), float(pixels * members))
-    given = (part, read.w, read.statistics, *written, *numbers)
-    flags = {"HAS_BIAS": each is not None, "STEPS": steps}
-    launch(group_sums_kernel, (groups, batch), *given, settings=settings, **flags)
-    return group, sums, each
-
-
-def _parameters(
-    sums: Tensor, each: Tensor | None, read: _Read, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dw, db, dbias)."""
-    batch, _, channels = sums.shape
-    dw, db = read.w.new_empty(channels), read.b.new_empty(channels)
-    summed = bias is not None and bias.ndim == 1
-    dbias = read.h.new_empty(0) if each is None else each
-    if summed:
-        dbias = bias.new_empty(channels)
-    settings, steps = parameter_settings(batch, channels, read.h)
-    grid = (triton.cdiv(channels, settings.blocks["CHANNELS"]),)
-    given = (sums, sums if each is None else each, dw, db, dbias if summed else db)
-    flags = {"HAS_BIAS": summed, "STEPS": steps}
-    launch(parameters_kernel, grid, *given, batch, channels, settings=settings, **flags)
-    return dw, db, dbias
-
-
-def _gradient(read: _Read, group: Tensor, flags: dict[str, bool], shuffled: bool) -> Tensor:
+def _gradient(
+    read: Read, group: Tensor, flags: dict[str, bool], skipped: int, shuffled: bool
+) -> tuple[Tensor, Tensor]:
+    """(dx, dskip)."""
     h = read.h
     batch, channels, height, width = h.shape
-    shape = (batch, channels, height, width)
+    own = channels - skipped
+    shape = (batch, own, height, width)
     if shuffled:
-        shape = (batch, 4 * channels, height // 2 + 1, width // 2 + 1)
-    dx = torch.empty(shape, dtype=h.dtype, device=h.device, memory_format=torch.channels_last)
-    vectors = shape[1] // channels * shape[2] * shape[3]
+        shape = (batch, 4 * own, height // 2 + 1, width // 2 + 1)
+    dx, dskip = (
+        torch.empty(size, dtype=h.dtype, device=h.device, memory_format=torch.channels_last)
+        for size in (shape, (batch, skipped, height, width))
+    )
+    vectors = (4 if shuffled else 1) * shape[2] * shape[3]
     settings = settings_of("gradient", channels, vectors, h)
     grid = grid_of(settings, vectors, channels, batch)
-    sizes = (height * width, width, channels, channels // read.statistics.shape[2])
-    meta = {**flags, "SHUFFLED": shuffled}
-    launch(gradient_kernel, grid, *read, group, dx, *sizes, settings=settings, **meta)
-    return dx
+    sizes = (height * width, width, channels, own, channels // read.statistics.shape[2])
+    meta = {**flags, "HAS_SKIP": skipped > 0, "SHUFFLED": shuffled}
+    written = (dx, dskip if skipped else dx)
+    launch(gradient_kernel, grid, *read, group, *written, *sizes, settings=settings, **meta)
+    return dx, dskip

@@ -1,6 +1,6 @@
 """Group normalisation in Triton, channels_last in and out (formula: `reference.py`; backward: `triton_backward.py`).
 
-    1  statistics  h = x + residual + bias          x, residual read once, h written once (not where h is x)
+    1  statistics  h = x + residual + bias, skip    x, residual, skip read once, h written once (not where h is x)
                    PART [B, 3, G, parts]            mean, rest, squared deviations of each group in a part of the pixels
     2  apply       mean, rest, rstd                 of the parts, in a fixed order (Chan's update), in every program
                    y = act(xhat w + b)              h read once, y written once; STATS [B, 3, G] by the first programs
@@ -16,187 +16,38 @@ from torch import Tensor
 
 from fr_kernels.group_norm_silu import plan
 from fr_kernels.group_norm_silu.tiles import ceil_div, power_of_2
+from fr_kernels.group_norm_silu.triton_parts import (
+    channels_of,
+    groups_of,
+    measured,
+    of_groups,
+    of_parts,
+    reciprocal,
+    scales,
+    write_output,
+    write_statistics,
+)
 from fr_kernels.launch import Specialization, launch
-from fr_kernels.phase_shuffle.triton_impl import gather_index
-
-
-@triton.jit
-def _together(count, mean, rest, squares):
-    """Of the parts in each row, `count` values with their mean (+ rest) and squared deviations: the same of all.
-
-    A mean is corrected by the mean of what it leaves, so that a large one costs no digits. No part: count is 0.
-    """
-    total = tl.maximum(tl.sum(count, 1), 1.0)
-    middle = tl.sum(count * mean, 1) / total
-    away = tl.where(count > 0, mean - middle[:, None] + rest, 0.0)
-    left = tl.sum(count * away, 1) / total
-    apart = tl.where(count > 0, squares + count * away * away, 0.0)
-    better = middle + left
-    return total, better, left - (better - middle), tl.sum(apart, 1) - total * left * left
-
-
-@triton.jit
-def _added(
-    X, RESIDUAL, bias, H, image, pixel, channel, known, pixels, width, C,
-    HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, SHUFFLED: tl.constexpr,
-):  # fmt: skip
-    """h [PIXELS, CHANNELS] in float32, 0 outside; writes it where it is not x."""
-    inside = (pixel < pixels)[:, None] & known[None, :]
-    offset = ((image * pixels + pixel) * C)[:, None] + channel[None, :]
-    if SHUFFLED:
-        vectors = 4 * (pixels // width // 2 + 1) * (width // 2 + 1)
-        source = (image * vectors + gather_index(pixel, width)) * C
-        value = tl.load(X + source[:, None] + channel[None, :], mask=inside, other=0.0)
-    else:
-        value = tl.load(X + offset, mask=inside, other=0.0)
-    value = value.to(tl.float32)
-    if HAS_RESIDUAL:
-        value += tl.load(RESIDUAL + offset, mask=inside, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        value = tl.where(inside, value + bias[None, :], 0.0)
-    if HAS_RESIDUAL or HAS_BIAS or SHUFFLED:
-        rounded = value.to(H.dtype.element_ty)
-        tl.store(H + offset, rounded, mask=inside)
-        value = rounded.to(tl.float32)
-    return value
-
-
-@triton.jit
-def _of_block(value, first, pixels):
-    """(count, mean, rest, squares) by channel of a block of h from pixel `first` on; it may have none."""
-    there = first + tl.arange(0, value.shape[0]) < pixels
-    count = tl.minimum(tl.maximum(pixels - first, 0), value.shape[0]).to(tl.float32)
-    filled = tl.maximum(count, 1.0)
-    mean = tl.sum(value, 0) / filled
-    away = tl.where(there[:, None], value - mean[None, :], 0.0)
-    rest = tl.sum(away, 0) / filled
-    return count, mean, rest, tl.sum(away * away, 0) - count * rest * rest
-
-
-@triton.jit
-def _measured(
-    X, RESIDUAL, BIAS, H, image, first, steps, channel, known, pixels, width, C, bias_step,
-    HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, SHUFFLED: tl.constexpr,
-    PIXELS: tl.constexpr,
-):  # fmt: skip
-    """(count, mean, rest, squares) by channel of `steps` blocks of h from pixel `first` on, and the last block.
-
-    Chan's update, block by block.
-    """
-    bias = known.to(tl.float32)  # any, where it is not added
-    if HAS_BIAS:
-        bias = tl.load(BIAS + image * bias_step + channel, mask=known, other=0.0).to(tl.float32)
-    count = 0.0
-    mean, rest, squares = tl.zeros_like(bias), tl.zeros_like(bias), tl.zeros_like(bias)
-    value = tl.zeros((PIXELS, channel.shape[0]), tl.float32)
-    for step in range(steps):
-        start = first + step * PIXELS
-        value = _added(
-            X, RESIDUAL, bias, H, image, start + tl.arange(0, PIXELS), channel, known, pixels,
-            width, C, HAS_RESIDUAL, HAS_BIAS, SHUFFLED,
-        )  # fmt: skip
-        fresh, middle, left, apart = _of_block(value, start, pixels)
-        mean = tl.where(count > 0, mean, middle)
-        further = middle - mean + left - rest
-        share = fresh / (count + fresh)
-        squares += apart + count * share * further * further
-        count += fresh
-        rest += share * further
-        better = mean + rest
-        rest -= better - mean
-        mean = better
-    return count, mean, rest, squares, value
-
-
-@triton.jit
-def _of_groups(
-    count, mean, rest, squares, known,
-    MEMBERS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """The same of the groups."""
-    belongs = _belongs(known, MEMBERS, GROUPS, CHANNELS)
-    count = tl.where(belongs, count, 0.0)
-    return _together(count, mean[None, :], rest[None, :], squares[None, :])
-
-
-@triton.jit
-def _of_parts(
-    at, kept, step, parts, pixels, span, MEMBERS: tl.constexpr, PARTS: tl.constexpr
-):  # fmt: skip
-    """(values, mean, rest, squares) of the groups whose parts begin at these places; step: from mean to rest."""
-    part = tl.arange(0, PARTS)
-    inside = kept[:, None] & (part < parts)[None, :]
-    count = (MEMBERS * tl.minimum(pixels - part * span, span)).to(tl.float32)
-    at = at[:, None] + part[None, :]
-    return _together(
-        tl.where(inside, count[None, :], 0.0),
-        tl.load(at, mask=inside, other=0.0),
-        tl.load(at + step, mask=inside, other=0.0),
-        tl.load(at + 2 * step, mask=inside, other=0.0),
-    )
-
-
-@triton.jit
-def _belongs(known, MEMBERS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr):
-    """[GROUPS, CHANNELS]: which channels of a tile are a group's."""
-    group = tl.arange(0, CHANNELS) // MEMBERS
-    return (group[None, :] == tl.arange(0, GROUPS)[:, None]) & known[None, :]
-
-
-@triton.jit
-def _scales(
-    W, B, mean, rest, rstd, channel, known,
-    MEMBERS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """By channel, mean, factor and what is added: z = (h - mean) factor + added."""
-    belongs = _belongs(known, MEMBERS, GROUPS, CHANNELS)
-    mean = tl.sum(tl.where(belongs, mean[:, None], 0.0), 0)
-    rest = tl.sum(tl.where(belongs, rest[:, None], 0.0), 0)
-    factor = tl.sum(tl.where(belongs, rstd[:, None], 0.0), 0)
-    factor *= tl.load(W + channel, mask=known, other=0.0).to(tl.float32)
-    added = tl.load(B + channel, mask=known, other=0.0).to(tl.float32) - rest * factor
-    return mean[None, :], factor[None, :], added[None, :]
-
-
-@triton.jit
-def _rstd(total, squares, eps):
-    return tl.div_rn(1.0, tl.sqrt_rn(tl.maximum(squares / total, 0.0) + eps))
-
-
-@triton.jit
-def _channels_of(tile, C, CHANNELS: tl.constexpr, MEMBERS: tl.constexpr, PACK: tl.constexpr):
-    """The tile's channels, and which of them there are."""
-    lane = tl.arange(0, CHANNELS)
-    channel = tile * (PACK * MEMBERS) + lane
-    return channel, (lane < PACK * MEMBERS) & (channel < C)
-
-
-@triton.jit
-def _groups_of(tile, C, MEMBERS: tl.constexpr, PACK: tl.constexpr, GROUPS: tl.constexpr):
-    """The tile's groups, and which of them there are."""
-    group = tile * PACK + tl.arange(0, GROUPS)
-    return group, (tl.arange(0, GROUPS) < PACK) & (group < C // MEMBERS)
 
 
 @triton.jit
 def statistics_kernel(
-    X, RESIDUAL, BIAS, H, PART,
-    pixels, width, C, bias_step, steps,
-    HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, SHUFFLED: tl.constexpr,
+    X, RESIDUAL, BIAS, SKIP, H, PART,
+    pixels, width, C, own, bias_step, steps,
+    HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr,
+    SHUFFLED: tl.constexpr,
     CHANNELS: tl.constexpr, MEMBERS: tl.constexpr, PACK: tl.constexpr, GROUPS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):  # fmt: skip
     """One program: PACK groups of one image, `steps` blocks of PIXELS pixels."""
     image, part = tl.program_id(2).to(tl.int64), tl.program_id(0)
-    channel, known = _channels_of(tl.program_id(1), C, CHANNELS, MEMBERS, PACK)
-    count, mean, rest, squares, _ = _measured(
-        X, RESIDUAL, BIAS, H, image, part * steps * PIXELS, steps, channel, known,
-        pixels, width, C, bias_step, HAS_RESIDUAL, HAS_BIAS, SHUFFLED, PIXELS,
+    channel, known = channels_of(tl.program_id(1), C, CHANNELS, MEMBERS, PACK)
+    count, mean, rest, squares, _ = measured(
+        X, RESIDUAL, BIAS, SKIP, H, image, part * steps * PIXELS, steps, channel, known,
+        pixels, width, C, own, bias_step, HAS_RESIDUAL, HAS_BIAS, HAS_SKIP, SHUFFLED, PIXELS,
     )  # fmt: skip
-    _, mean, rest, squares = _of_groups(
-        count, mean, rest, squares, known, MEMBERS, GROUPS, CHANNELS
-    )
-    group, written = _groups_of(tl.program_id(1), C, MEMBERS, PACK, GROUPS)
+    _, mean, rest, squares = of_groups(count, mean, rest, squares, known, MEMBERS, GROUPS, CHANNELS)
+    group, written = groups_of(tl.program_id(1), C, MEMBERS, PACK, GROUPS)
     groups, parts = C // MEMBERS, tl.num_programs(0)
     at = PART + (image * 3 * groups + group) * parts + part
     tl.store(at, mean, mask=written)
@@ -214,48 +65,49 @@ def apply_kernel(
 ):  # fmt: skip
     """One program: PACK groups of one image, `steps` blocks of PIXELS pixels. span: pixels of a part."""
     image = tl.program_id(2).to(tl.int64)
-    group, kept = _groups_of(tl.program_id(1), C, MEMBERS, PACK, GROUPS)
+    group, kept = groups_of(tl.program_id(1), C, MEMBERS, PACK, GROUPS)
     groups = C // MEMBERS
-    total, mean, rest, squares = _of_parts(
+    total, mean, rest, squares = of_parts(
         PART + (image * 3 * groups + group) * parts, kept, groups * parts, parts,
         pixels, span, MEMBERS, PARTS,
     )  # fmt: skip
-    rstd = _rstd(total, squares, eps)
+    rstd = reciprocal(total, squares, eps)
     if tl.program_id(0) == 0:
-        _write_statistics(STATS + image * 3 * groups + group, mean, rest, rstd, groups, kept)
-    channel, known = _channels_of(tl.program_id(1), C, CHANNELS, MEMBERS, PACK)
-    mean, factor, added = _scales(W, B, mean, rest, rstd, channel, known, MEMBERS, GROUPS, CHANNELS)
+        write_statistics(STATS + image * 3 * groups + group, mean, rest, rstd, groups, kept)
+    channel, known = channels_of(tl.program_id(1), C, CHANNELS, MEMBERS, PACK)
+    mean, factor, added = scales(W, B, mean, rest, rstd, channel, known, MEMBERS, GROUPS, CHANNELS)
     for step in range(steps):
         pixel = (tl.program_id(0) * steps + step) * PIXELS + tl.arange(0, PIXELS)
         inside = (pixel < pixels)[:, None] & known[None, :]
         offset = ((image * pixels + pixel) * C)[:, None] + channel[None, :]
         h = tl.load(H + offset, mask=inside, other=0.0).to(tl.float32)
-        _write_output(Y + offset, (h - mean) * factor + added, inside, SILU)
+        write_output(Y + offset, (h - mean) * factor + added, inside, SILU)
 
 
 @triton.jit
 def alone_kernel(
-    X, RESIDUAL, BIAS, W, B, H, STATS, Y,
-    pixels, width, C, bias_step, eps,
-    HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, SHUFFLED: tl.constexpr, SILU: tl.constexpr,
+    X, RESIDUAL, BIAS, SKIP, W, B, H, STATS, Y,
+    pixels, width, C, own, bias_step, eps,
+    HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr,
+    SHUFFLED: tl.constexpr, SILU: tl.constexpr,
     CHANNELS: tl.constexpr, MEMBERS: tl.constexpr, PACK: tl.constexpr, GROUPS: tl.constexpr,
     STEPS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """One program: PACK groups of one image, all its pixels, STEPS blocks of PIXELS. One block stays in registers."""
     image = tl.program_id(1).to(tl.int64)
-    channel, known = _channels_of(tl.program_id(0), C, CHANNELS, MEMBERS, PACK)
-    count, mean, rest, squares, h = _measured(
-        X, RESIDUAL, BIAS, H, image, 0, STEPS, channel, known,
-        pixels, width, C, bias_step, HAS_RESIDUAL, HAS_BIAS, SHUFFLED, PIXELS,
+    channel, known = channels_of(tl.program_id(0), C, CHANNELS, MEMBERS, PACK)
+    count, mean, rest, squares, h = measured(
+        X, RESIDUAL, BIAS, SKIP, H, image, 0, STEPS, channel, known,
+        pixels, width, C, own, bias_step, HAS_RESIDUAL, HAS_BIAS, HAS_SKIP, SHUFFLED, PIXELS,
     )  # fmt: skip
-    total, mean, rest, squares = _of_groups(
+    total, mean, rest, squares = of_groups(
         count, mean, rest, squares, known, MEMBERS, GROUPS, CHANNELS
     )
-    rstd = _rstd(total, squares, eps)
-    group, kept = _groups_of(tl.program_id(0), C, MEMBERS, PACK, GROUPS)
+    rstd = reciprocal(total, squares, eps)
+    group, kept = groups_of(tl.program_id(0), C, MEMBERS, PACK, GROUPS)
     groups = C // MEMBERS
-    _write_statistics(STATS + image * 3 * groups + group, mean, rest, rstd, groups, kept)
-    mean, factor, added = _scales(W, B, mean, rest, rstd, channel, known, MEMBERS, GROUPS, CHANNELS)
+    write_statistics(STATS + image * 3 * groups + group, mean, rest, rstd, groups, kept)
+    mean, factor, added = scales(W, B, mean, rest, rstd, channel, known, MEMBERS, GROUPS, CHANNELS)
     if STEPS > 1:
         tl.debug_barrier()  # what other threads of this program wrote of h is read below
     for step in range(STEPS):
@@ -264,21 +116,7 @@ def alone_kernel(
         offset = ((image * pixels + pixel) * C)[:, None] + channel[None, :]
         if STEPS > 1:
             h = tl.load(H + offset, mask=inside, other=0.0).to(tl.float32)
-        _write_output(Y + offset, (h - mean) * factor + added, inside, SILU)
-
-
-@triton.jit
-def _write_statistics(at, mean, rest, rstd, groups, kept):
-    tl.store(at, mean, mask=kept)
-    tl.store(at + groups, rest, mask=kept)
-    tl.store(at + 2 * groups, rstd, mask=kept)
-
-
-@triton.jit
-def _write_output(at, z, inside, SILU: tl.constexpr):
-    if SILU:
-        z = z * tl.sigmoid(z)
-    tl.store(at, z.to(at.dtype.element_ty), mask=inside)
+        write_output(Y + offset, (h - mean) * factor + added, inside, SILU)
 
 
 def group_norm_silu(
@@ -290,35 +128,31 @@ def group_norm_silu(
     silu: bool,
     residual: Tensor | None,
     bias: Tensor | None,
+    skip: Tensor | None,
     shuffled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.group_norm_silu`; one launch or two, as `plan.launches` says."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    batch, _, height, width = x.shape
-    if shuffled:
-        height, width = 2 * (height - 1), 2 * (width - 1)
-    y = torch.empty(
-        (batch, len(w), height, width),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
-    )
-    plain = residual is None and bias is None and not shuffled
-    h = x if plain else torch.empty_like(y)
-    statistics = torch.empty((batch, 3, groups), dtype=torch.float32, device=x.device)
     # An unused pointer still has to be one.
-    given = (
-        x,
-        x if residual is None else residual.contiguous(memory_format=torch.channels_last),
-        x if bias is None else bias.contiguous(),
+    x, residual_, skip_ = (
+        (x if t is None else t).contiguous(memory_format=torch.channels_last)
+        for t in (x, residual, skip)
     )
-    bias_step = len(w) if bias is not None and bias.ndim == 2 else 0
+    batch, own, height, width = x.shape
+    if shuffled:
+        own, height, width = own // 4, 2 * (height - 1), 2 * (width - 1)
+    shape = (batch, len(w), height, width)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     flags = {
         "HAS_RESIDUAL": residual is not None,
         "HAS_BIAS": bias is not None,
+        "HAS_SKIP": skip is not None,
         "SHUFFLED": shuffled,
     }
-    sizes = (height * width, width, len(w), bias_step)
+    h = torch.empty_like(y) if any(flags.values()) else x
+    statistics = torch.empty((batch, 3, groups), dtype=torch.float32, device=x.device)
+    given = (x, residual_, x if bias is None else bias.contiguous(), skip_)
+    bias_step = own if bias is not None and bias.ndim == 2 else 0
+    sizes = (height * width, width, len(w), own, bias_step)
     norm = (w.contiguous(), b.contiguous())
     if plan.launches(x, w, groups, shuffled) == 1:
         _alone(given, norm, h, statistics, y, sizes, eps, {**flags, "SILU": silu})

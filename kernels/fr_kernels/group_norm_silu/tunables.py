@@ -32,12 +32,12 @@ def _both(dtype: torch.dtype, channels: int, side: int, groups: int) -> tuple[Tu
     def forward(device: torch.device) -> tuple[Any, ...]:
         x, residual = pictures(2, device)
         w, b = (torch.randn(channels, device=device).to(dtype) for _ in range(2))
-        return x, w, b, groups, EPS, True, residual, None, False
+        return x, w, b, groups, EPS, True, residual, None, None, False
 
     def backward(device: torch.device) -> tuple[Any, ...]:
         given = forward(device)
         _, h, statistics = reference.group_norm_silu(*given)
-        return *pictures(2, device), h, *given[1:3], None, statistics, True, False
+        return *pictures(2, device), h, *given[1:3], None, statistics, True, 0, False
 
     name = f"{dtype} C={channels} {side} x {side}".removeprefix("torch.")
     return (
