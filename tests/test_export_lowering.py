@@ -61,6 +61,14 @@ def test_phase_shuffle(dtype: torch.dtype) -> None:
         assert torch.equal(run(model, given), phase_shuffle(given, impl="reference"))
 
 
+@pytest.mark.parametrize("factor", [2, 3])
+def test_pixel_unshuffle(factor: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 7 * factor, 4 * factor)
+    model = exported(Applied(lambda t: F.pixel_unshuffle(t, factor)), x)
+    assert torch.equal(run(model, x[:1]), F.pixel_unshuffle(x[:1], factor))
+
+
 def codebook_with_ties(dtype: torch.dtype) -> Tensor:
     """Whole numbers, so that distances are exact; a code twice, and again last; a NaN."""
     codes = torch.randint(-64, 65, (33, 9)).to(dtype)
