@@ -9,7 +9,9 @@ from click.testing import CliRunner
 
 from fr_deploy.cli import main
 from fr_deploy.models.inspect import Stage, inspect_preset, totals
+from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.presets import PRESETS
+from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.models.trace import trace
 from fr_kernels import group_norm_silu
 
@@ -47,16 +49,50 @@ def test_the_full_size_folded(full_size: list[Stage]) -> None:
     # The model still multiplies the prompt by 16 pairs of key and value weights: 3.94 of its GFLOP.
     assert (round(model.gflop, 1), round(kernels.gflop, 1)) == (4477.5, 4043.9)
     assert graph.gflop == kernels.gflop
-    assert (model.total_launches, graph.total_launches, kernels.total_launches) == (1043, 778, 624)
+    assert (model.total_launches, graph.total_launches, kernels.total_launches) == (1043, 778, 600)
     assert round(kernels.parameters / 1e6, 1) == 932.2
 
 
 def test_what_folding_leaves_no_trace_of(full_size: list[Stage]) -> None:
     model, kernels = totals(full_size, "model").launches, totals(full_size, "kernels").launches
-    for gone in ("div", "upsample_nearest2d", "silu", "native_group_norm", "mm", "exp", "sin"):
-        assert model[gone] > 0
-        assert gone not in kernels
-    assert kernels["cat"] == 12  # the skips
+    gone = (
+        "div",
+        "upsample_nearest2d",
+        "silu",
+        "gelu",
+        "cat",
+        "native_group_norm",
+        "native_layer_norm",
+        "mm",
+        "exp",
+        "sin",
+    )
+    for name in gone:
+        assert model[name] > 0
+        assert name not in kernels
+
+
+def test_what_is_static_has_no_parameters() -> None:
+    """22 time projections and 32 products of the prompt are gone; folded upsampling has 16 taps where it had 9."""
+    preset = PRESETS["lafr-sd21"]
+    with torch.device("meta"):
+        model, graph = LafrModel(preset), RestorationGraph(preset)
+    named = {name: p.numel() for name, p in model.named_parameters() if name != "prompt"}
+    static = {
+        name for name in named if "time_emb" in name or ("attn2.to_" in name and name[-8] in "kv")
+    }
+    projections = [n for n in static if "time_emb_proj.weight" in n]
+    products = [n for n in static if "attn2" in n]
+    assert (len(projections), len(products)) == (22, 32)
+    pruned = sum(count for name, count in named.items() if name not in static)
+    assert round(pruned / 1e6, 1) == 901.3
+    wider = sum(
+        count * 7 // 9 for name, count in named.items() if name.endswith("upsamplers.0.conv.weight")
+    )
+    folded = sum(p.numel() for p in graph.parameters())
+    assert (
+        round((folded - wider) / 1e6, 1) == 902.2
+    )  # the prompt as constants, the codes as a table
 
 
 def test_the_command_counts_a_bundle_as_its_preset() -> None:

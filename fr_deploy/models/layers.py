@@ -26,17 +26,21 @@ class Stream(NamedTuple):
     """[C]"""
     shuffled: bool = False
     """x is [B, 4C, H/2 + 1, W/2 + 1] and phase_shuffle(x) takes its place."""
+    skip: Tensor | None = None
+    """[B, C2, H, W], more channels of the picture, behind the others."""
 
     def settled(self) -> Tensor:
         """The picture itself."""
+        if self.skip is not None:
+            return torch.cat([self._replace(skip=None).settled(), self.skip], 1)
         if self.bias is not None or self.shuffled:
             return settle(self.x, residual=self.residual, bias=self.bias, shuffled=self.shuffled)
         return self.x if self.residual is None else self.x + self.residual
 
     def padded(self) -> Tensor:
         """The picture with a row of zeros below and a column at the right: [B, C, H + 1, W + 1]."""
-        if self.bias is not None or self.shuffled:
-            x, residual, bias, shuffled = self
+        if self.skip is None and (self.bias is not None or self.shuffled):
+            x, residual, bias, shuffled, _ = self
             return settle(x, residual=residual, bias=bias, pad=True, shuffled=shuffled)
         return F.pad(self.settled(), (0, 1, 0, 1))
 
@@ -171,10 +175,10 @@ class Norm(Layer):
     def forward(self, stream: Stream) -> tuple[Tensor, Tensor]:
         """Both [B, C, H, W]."""
         if self.kernels:
-            x, residual, bias, shuffled = stream
+            x, residual, bias, shuffled, skip = stream
             done = group_norm_silu(
                 x, self.weight, self.bias, self.groups, "silu" if self.silu else "none",
-                eps=self.eps, residual=residual, bias=bias, shuffled=shuffled,
+                eps=self.eps, residual=residual, bias=bias, skip=skip, shuffled=shuffled,
             )  # fmt: skip
             return done.y, done.h
         h = stream.settled()

@@ -150,8 +150,7 @@ class UNet(Layer):
         stream, _ = self.middle[1].step(0, stream)
         for i, level in enumerate(self.ups):
             for j in range(len(level.resnets)):
-                both = torch.cat([stream.settled(), skips.pop()], 1)
-                stream, _ = level.step(j, Stream(both))
+                stream, _ = level.step(j, stream._replace(skip=skips.pop()))
             if i < len(self.upsamplers):
                 stream = self.upsamplers[i](stream.settled())
         y, _ = self.norm(stream)
