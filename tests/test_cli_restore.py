@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -23,7 +22,7 @@ class Invert:
     """Stands in for the model: what it touched can be told from what it did not."""
 
     name = "invert"
-    device = torch.device("cpu")
+    device = "cpu"
 
     def __call__(self, crops):
         return 255 - crops
