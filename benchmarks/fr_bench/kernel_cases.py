@@ -231,8 +231,9 @@ def _with_skip(batch: int, own: int, skipped: int, side: int, groups: int) -> Ca
     def ours(
         x: Tensor, w: Tensor, b: Tensor, residual: Tensor, bias: Tensor, skip: Tensor, impl: str
     ) -> Tensor:
-        added = {"residual": residual, "bias": bias, "skip": skip}
-        return fr_kernels.group_norm_silu(x, w, b, groups, **added, impl=impl).y
+        return fr_kernels.group_norm_silu(
+            x, w, b, groups, residual=residual, bias=bias, skip=skip, impl=impl
+        ).y
 
     def launched(*inputs: Tensor) -> Inputs:
         return *inputs[:3], groups, 1e-6, True, *inputs[3:], False
