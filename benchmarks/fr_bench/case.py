@@ -34,6 +34,8 @@ class Case:
     """What `impl` calls its GPU kernels."""
     moved: Callable[..., int] | None = None
     """Bytes read and written, of the inputs, where that is not each input and output once."""
+    launched: Callable[..., Inputs] = lambda *inputs: inputs
+    """Of the inputs: the op's arguments, as far as its number of launches depends on them."""
     captured: bool = True
     """Timed as a CUDA graph; else call by call, with what the host does."""
     on_cpu: bool = False

@@ -210,8 +210,11 @@ def _group_norm(batch: int, channels: int, side: int, groups: int) -> Case:
     def ours(x: Tensor, w: Tensor, b: Tensor, impl: str) -> Tensor:
         return fr_kernels.group_norm_silu(x, w, b, groups, impl=impl).y
 
-    shape = f"[{batch}, {channels}, {side}, {side}] groups {groups}"
-    return Case("group_norm_silu", shape, inputs, ours, eager, on_cpu=side < 64)
+    def launched(*inputs: Tensor) -> Inputs:
+        return *inputs, groups, 1e-6, True, None, None, None, False
+
+    shape, small = f"[{batch}, {channels}, {side}, {side}] groups {groups}", side < 64
+    return Case("group_norm_silu", shape, inputs, ours, eager, launched=launched, on_cpu=small)
 
 
 def _with_skip(batch: int, own: int, skipped: int, side: int, groups: int) -> Case:
@@ -236,11 +239,15 @@ def _with_skip(batch: int, own: int, skipped: int, side: int, groups: int) -> Ca
     def ours(
         x: Tensor, w: Tensor, b: Tensor, residual: Tensor, bias: Tensor, skip: Tensor, impl: str
     ) -> Tensor:
-        added = {"residual": residual, "bias": bias, "skip": skip}
-        return fr_kernels.group_norm_silu(x, w, b, groups, **added, impl=impl).y
+        return fr_kernels.group_norm_silu(
+            x, w, b, groups, residual=residual, bias=bias, skip=skip, impl=impl
+        ).y
 
-    shape = f"[{batch}, {own} + {skipped}, {side}, {side}] groups {groups}"
-    return Case("group_norm_silu", shape, inputs, ours, eager, on_cpu=side < 16)
+    def launched(*inputs: Tensor) -> Inputs:
+        return *inputs[:3], groups, 1e-6, True, *inputs[3:], False
+
+    shape, small = f"[{batch}, {own} + {skipped}, {side}, {side}] groups {groups}", side < 16
+    return Case("group_norm_silu", shape, inputs, ours, eager, launched=launched, on_cpu=small)
 
 
 def _phase(batch: int, channels: int, side: int) -> Case:

@@ -124,7 +124,7 @@ def check(case: Case, impl: str, dtype: str, device: torch.device) -> tuple[Chec
     tensors = [t for t in (*inputs, *got) if isinstance(t, Tensor)]
     moved = case.moved(*inputs) if case.moved else sum(t.nbytes for t in tensors)
     run = (case.op, case.backward) if case.backward else (case.op,)
-    launches = sum(declared_launches(op, *inputs) for op in run)
+    launches = sum(declared_launches(op, *case.launched(*inputs)) for op in run)
     checked = Checked(
         op=case.op,
         impl=impl,
