@@ -135,6 +135,7 @@ def test_the_file_says_what_it_is_and_nothing_of_this_machine(file: Path) -> Non
     assert b"pkg." not in data
 
 
+@pytest.mark.slow
 def test_the_cache_holds_the_same_bytes_and_is_asked_first(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

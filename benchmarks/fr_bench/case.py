@@ -40,3 +40,8 @@ class Case:
     """Timed as a CUDA graph; else call by call, with what the host does."""
     on_cpu: bool = False
     """A small shape that a CPU checks in seconds; the others are for a GPU."""
+
+
+def random(*shape: int) -> Callable[[torch.device, torch.dtype], Tensor]:
+    """Normal numbers of a shape, made on the device and rounded."""
+    return lambda device, dtype: torch.randn(shape, device=device).to(dtype)

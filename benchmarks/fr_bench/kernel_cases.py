@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fr_kernels
-from fr_bench.case import Case, Inputs, Outputs
+from fr_bench import glue_cases
+from fr_bench.case import Case, Inputs, Outputs, random
 from fr_bench.face_cases import face_cases
 from fr_kernels import SdfmWeights
 
@@ -23,15 +24,19 @@ def cases() -> list[Case]:
         *_with_training(_argmin, (300, 128), (4096, 1024), (65536, 1024)),
         *_with_training(_sdfm, (2, 21, 64), (1, 201, 1024), (8, 201, 1024), (1, 1029, 1024)),
         *_with_training(
-            _group_norm, (2, 64, 16, 16), (1, 512, 64, 32), (1, 256, 256, 32), (1, 128, 512, 32)
+            glue_cases.group_norm,
+            (2, 64, 16, 16),
+            (1, 512, 64, 32),
+            (1, 256, 256, 32),
+            (1, 128, 512, 32),
         ),
         *_with_training(
-            _with_skip, (2, 40, 24, 9, 16), (1, 640, 320, 64, 32), (1, 1280, 1280, 16, 32)
+            glue_cases.with_skip, (2, 40, 24, 9, 16), (1, 640, 320, 64, 32), (1, 1280, 1280, 16, 32)
         ),
-        *_with_training(_phase, (2, 8, 9), (1, 512, 128), (1, 256, 256)),
-        *_with_training(_layer_norm, (42, 72), (4096, 320), (1024, 640), (256, 1280)),
-        *_with_training(_geglu, (42, 72), (4096, 1280), (1024, 2560), (256, 5120)),
-        *_with_training(_settle, (2, 40, 9), (1, 128, 512), (1, 512, 128), (1, 640, 32)),
+        *_with_training(glue_cases.phase, (2, 8, 9), (1, 512, 128), (1, 256, 256)),
+        *_with_training(glue_cases.layer_norm, (42, 72), (4096, 320), (1024, 640), (256, 1280)),
+        *_with_training(glue_cases.geglu, (42, 72), (4096, 1280), (1024, 2560), (256, 5120)),
+        *_with_training(glue_cases.settle, (2, 40, 9), (1, 128, 512), (1, 512, 128), (1, 640, 32)),
         *face_cases(),
     ]
 
@@ -69,10 +74,6 @@ def _into(out: Tensor) -> Tensor:
     return steps.to(out.dtype) / 4
 
 
-def _random(*shape: int) -> Callable[[torch.device, torch.dtype], Tensor]:
-    return lambda device, dtype: torch.randn(shape, device=device).to(dtype)
-
-
 def _boosthub(batch: int, rows: int, heads: int) -> Case:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -95,7 +96,7 @@ def _boosthub(batch: int, rows: int, heads: int) -> Case:
         return both
 
     def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
-        tensors = [_random(batch, rows, heads, 64)(device, dtype) for _ in range(6)]
+        tensors = [random(batch, rows, heads, 64)(device, dtype) for _ in range(6)]
         return (
             *tensors,
             torch.tensor(0.7, device=device).to(torch.promote_types(dtype, torch.float32)),
@@ -108,7 +109,7 @@ def _boosthub(batch: int, rows: int, heads: int) -> Case:
 
 
 def _codebook_inputs(n: int, k: int, d: int) -> Callable[[torch.device, torch.dtype], Inputs]:
-    return lambda device, dtype: (_random(n, d)(device, dtype), _random(k, d)(device, dtype))
+    return lambda device, dtype: (random(n, d)(device, dtype), random(k, d)(device, dtype))
 
 
 def _nearest(n: int, k: int, d: int) -> Case:
@@ -163,7 +164,7 @@ def _argmin(rows: int, columns: int) -> Case:
     def ours(x: Tensor, impl: str) -> Tensor:
         return fr_kernels.differentiable_argmin(x, 1, impl=impl).value
 
-    shape, inputs = f"[{rows}, {columns}] over the last", lambda *on: (_random(rows, columns)(*on),)
+    shape, inputs = f"[{rows}, {columns}] over the last", lambda *on: (random(rows, columns)(*on),)
     return Case("differentiable_argmin", shape, inputs, ours, eager, on_cpu=rows < 1024)
 
 
@@ -172,11 +173,11 @@ def _sdfm(batch: int, tokens: int, width: int) -> Case:
 
     def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
         def made(*shape: int) -> Tensor:
-            return (_random(*shape)(device, torch.float32) * shape[-1] ** -0.5).to(dtype)
+            return (random(*shape)(device, torch.float32) * shape[-1] ** -0.5).to(dtype)
 
         channel = (made(hidden, 3 * width), made(hidden), made(width, hidden), made(width))
         token = (made(hidden, 3 * width), made(hidden), made(1, hidden), made(1))
-        features = [_random(batch, tokens, width)(device, dtype) for _ in range(2)]
+        features = [random(batch, tokens, width)(device, dtype) for _ in range(2)]
         return (*features, 1 + made(width), made(width), *channel, *token)
 
     def eager(f_sr: Tensor, f_lr: Tensor, *tensors: Tensor) -> Tensor:
@@ -196,118 +197,3 @@ def _sdfm(batch: int, tokens: int, width: int) -> Case:
 
     shape = f"B={batch} N={tokens} C={width}"
     return Case("sdfm_gate", shape, inputs, ours, eager, on_cpu=width < 384)
-
-
-def _group_norm(batch: int, channels: int, side: int, groups: int) -> Case:
-    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
-        x = _random(batch, channels, side, side)(device, dtype)
-        x = x.to(memory_format=torch.channels_last)
-        return x, _random(channels)(device, dtype), _random(channels)(device, dtype)
-
-    def eager(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return F.silu(F.group_norm(x, groups, w, b, 1e-6))
-
-    def ours(x: Tensor, w: Tensor, b: Tensor, impl: str) -> Tensor:
-        return fr_kernels.group_norm_silu(x, w, b, groups, impl=impl).y
-
-    def launched(*inputs: Tensor) -> Inputs:
-        return *inputs, groups, 1e-6, True, None, None, None, False
-
-    shape, small = f"[{batch}, {channels}, {side}, {side}] groups {groups}", side < 64
-    return Case("group_norm_silu", shape, inputs, ours, eager, launched=launched, on_cpu=small)
-
-
-def _with_skip(batch: int, own: int, skipped: int, side: int, groups: int) -> Case:
-    """The first norm of a U-Net's block on the way up: residual and bias added, the skip's channels behind."""
-
-    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
-        x, residual, skip = (
-            _random(batch, channels, side, side)(device, dtype).to(
-                memory_format=torch.channels_last
-            )
-            for channels in (own, own, skipped)
-        )
-        w, b = (_random(own + skipped)(device, dtype) for _ in range(2))
-        return x, w, b, residual, _random(own)(device, dtype), skip
-
-    def eager(
-        x: Tensor, w: Tensor, b: Tensor, residual: Tensor, bias: Tensor, skip: Tensor
-    ) -> Tensor:
-        h = torch.cat([x + residual + bias[:, None, None], skip], 1)
-        return F.silu(F.group_norm(h, groups, w, b, 1e-6))
-
-    def ours(
-        x: Tensor, w: Tensor, b: Tensor, residual: Tensor, bias: Tensor, skip: Tensor, impl: str
-    ) -> Tensor:
-        return fr_kernels.group_norm_silu(
-            x, w, b, groups, residual=residual, bias=bias, skip=skip, impl=impl
-        ).y
-
-    def launched(*inputs: Tensor) -> Inputs:
-        return *inputs[:3], groups, 1e-6, True, *inputs[3:], False
-
-    shape, small = f"[{batch}, {own} + {skipped}, {side}, {side}] groups {groups}", side < 16
-    return Case("group_norm_silu", shape, inputs, ours, eager, launched=launched, on_cpu=small)
-
-
-def _phase(batch: int, channels: int, side: int) -> Case:
-    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
-        y = _random(batch, 4 * channels, side + 1, side + 1)(device, dtype)
-        return (y.to(memory_format=torch.channels_last),)
-
-    def eager(y: Tensor) -> Tensor:
-        n = y.shape[-1] - 1
-        shifts = ((0, 0), (0, 1), (1, 0), (1, 1))
-        parts = [
-            p[:, :, i : i + n, j : j + n] for p, (i, j) in zip(y.chunk(4, 1), shifts, strict=True)
-        ]
-        return F.pixel_shuffle(torch.stack(parts, 2).flatten(1, 2), 2)
-
-    shape = f"[{batch}, {4 * channels}, {side + 1}, {side + 1}]"
-    ours, small = fr_kernels.phase_shuffle, side < 64
-    return Case("phase_shuffle", shape, inputs, ours, eager, on_cpu=small)
-
-
-def _layer_norm(rows: int, channels: int) -> Case:
-    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
-        made = _random(rows, channels)
-        return made(device, dtype), made(device, dtype), _random(channels)(device, dtype)
-
-    def eager(x: Tensor, residual: Tensor, bias: Tensor) -> Outputs:
-        h = x + residual + bias
-        return F.layer_norm(h, h.shape[-1:]), h
-
-    def ours(x: Tensor, residual: Tensor, bias: Tensor, impl: str) -> Outputs:
-        return fr_kernels.layer_norm(x, residual=residual, bias=bias, impl=impl)
-
-    shape = f"[{rows}, {channels}] + residual + bias"
-    return Case("layer_norm", shape, inputs, ours, eager, on_cpu=rows < 256)
-
-
-def _geglu(rows: int, width: int) -> Case:
-    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
-        return (_random(rows, 2 * width)(device, dtype),)
-
-    def eager(x: Tensor) -> Tensor:
-        value, gate = x.chunk(2, -1)
-        return value * F.gelu(gate)
-
-    return Case(
-        "geglu", f"[{rows}, {2 * width}]", inputs, fr_kernels.geglu, eager, on_cpu=rows < 256
-    )
-
-
-def _settle(batch: int, channels: int, side: int) -> Case:
-    def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:
-        made = [_random(batch, channels, side, side)(device, dtype) for _ in range(2)]
-        pictures = [picture.to(memory_format=torch.channels_last) for picture in made]
-        return *pictures, _random(channels)(device, dtype)
-
-    def eager(x: Tensor, residual: Tensor, bias: Tensor) -> Tensor:
-        return F.pad(x + residual + bias[:, None, None], (0, 1, 0, 1))
-
-    def ours(x: Tensor, residual: Tensor, bias: Tensor, impl: str) -> Tensor:
-        return fr_kernels.settle(x, residual=residual, bias=bias, pad=True, impl=impl)
-
-    shape = f"[{batch}, {channels}, {side}, {side}] + residual + bias, padded"
-    return Case("settle", shape, inputs, ours, eager, on_cpu=side < 32)
