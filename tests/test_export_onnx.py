@@ -58,6 +58,7 @@ def test_float32_gives_the_bytes_of_torch_but_for_rounding_ties(file: Path, batc
     assert (difference > 0).double().mean() < 0.001
 
 
+@pytest.mark.slow
 def test_float16_is_40_decibels_from_float32(half: Path) -> None:
     with OnnxBackend(half) as backend:
         agreement = compare(toy(), backend, random_faces(64, 3))
@@ -78,6 +79,7 @@ def types(path: Path) -> dict[str, int]:
     return inferred | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
+@pytest.mark.slow
 def test_the_float16_file_keeps_its_float32_islands(half: Path) -> None:
     of = types(half)
     for kind in ("ArgMin", "InstanceNormalization", "Softmax", "Sigmoid"):
@@ -102,7 +104,7 @@ def test_the_float16_file_keeps_its_float32_islands(half: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["file", "half"])
+@pytest.mark.parametrize("name", ["file", pytest.param("half", marks=pytest.mark.slow)])
 def test_one_file_of_standard_operators(name: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(name)
     assert [child.name for child in path.parent.iterdir()] == [path.name]

@@ -19,7 +19,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 
 SMALL = [case for case in cases() if case.on_cpu]
 RUNS = [
-    pytest.param(case, impl, dtype, id=f"{case.op} {case.shape} {impl} {dtype}")
+    pytest.param(
+        case,
+        impl,
+        dtype,
+        id=f"{case.op} {case.shape} {impl} {dtype}",
+        marks=[pytest.mark.slow] if case.backward and impl == "triton" else [],
+    )
     for case in SMALL
     for impl in ("reference", case.compiled)
     for dtype in case.dtypes
