@@ -160,6 +160,17 @@ def test_a_step_that_takes_too_long_keeps_what_it_printed(
     assert done.tail.startswith("so far\nstopped after ")
 
 
+def test_kernels_are_measured_without_diffusers() -> None:
+    """As on a GPU machine that has torch and Triton alone."""
+    code = (
+        "import sys; sys.modules['diffusers'] = None\n"
+        "import fr_bench.conv_shapes, fr_bench.gpu_suite, fr_bench.kernels\n"
+        "from fr_bench.machine import this_machine; print(this_machine().torch)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == torch.__version__, done.stderr
+
+
 def test_parts_fit_into_their_time() -> None:
     assert {step.part for step in STEPS} == set(PARTS)
     assert max(step.seconds for step in STEPS) <= 510

@@ -3,9 +3,9 @@
 import os
 import platform
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import diffusers
 import torch
 
 import fr_deploy
@@ -25,6 +25,7 @@ class Machine:
     python: str
     torch: str
     diffusers: str
+    """Empty where it is not installed: kernels are measured without it."""
     fr_deploy: str
     commit: str
     """Empty outside a git checkout."""
@@ -42,11 +43,18 @@ def this_machine() -> Machine:
         load=round(os.getloadavg()[0], 2),
         python=platform.python_version(),
         torch=torch.__version__,
-        diffusers=diffusers.__version__,
+        diffusers=_diffusers(),
         fr_deploy=fr_deploy.__version__,
         commit=commit,
         dirty=dirty,
     )
+
+
+def _diffusers() -> str:
+    try:
+        return version("diffusers")
+    except PackageNotFoundError:
+        return ""
 
 
 def _cpu_name() -> str:
