@@ -17,7 +17,7 @@ NORMS = Settings({"COLS": 8}, num_warps=4, num_stages=1)
 TILES = {
     ("lookup", False): (64, 64, 4, 3),
     ("lookup index", False): (64, 32, 8, 3),
-    ("lookup large", False): (128, 64, 8, 2),
+    ("lookup large", False): (128, 32, 8, 3),
     ("rows", False): (64, 32, 8, 2),
     ("codes", False): (64, 32, 8, 2),
     ("chosen", False): (64, 64, 8, 2),
