@@ -18,7 +18,7 @@ OLDEST := $(VENV)/triton-3.6.0
 # Of pip's output: the downloads that take a while, and the step after them.
 SHOW := awk '/^ *Downloading.*MB\)/ { print "  " $$1, $$2, $$3, $$4; fflush() } /^Installing/ { print "  unpacking"; fflush() }'
 
-.PHONY: help demo test test-all test-oldest lint types bench gpu-suite model help-texts wheel clean
+.PHONY: help demo test test-all test-oldest kernel-tables lint types bench gpu-suite model help-texts wheel clean
 
 help:
 	@echo 'make demo        restore the photos in assets/demo and write a report'
@@ -47,6 +47,11 @@ test-all: $(DEV) test-oldest
 test-oldest: $(DEV) $(OLDEST)/installed
 	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -c 'import triton as t; assert t.__version__ == "3.6.0", t.__path__'
 	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m pytest -m "oldest and not gpu"
+
+# What both Tritons make of every kernel; rows whose source is as it was are kept.
+kernel-tables: $(DEV) $(OLDEST)/installed
+	$(BIN)/python -m fr_kernels.aot --keep kernels/aot.csv -o kernels/aot.csv
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m fr_kernels.aot --keep kernels/aot-oldest.csv -o kernels/aot-oldest.csv
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ TILES = {
     ("lookup index", True): (32, 32, 8, 2),
     ("lookup large", True): (32, 32, 8, 2),
     ("rows", True): (32, 16, 8, 2),
-    ("codes", True): (16, 32, 8, 2),
+    ("codes", True): (16, 32, 4, 2),
     ("chosen", True): (32, 32, 8, 1),
 }
 

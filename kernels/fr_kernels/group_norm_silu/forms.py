@@ -22,7 +22,8 @@ from fr_kernels.group_norm_silu.tiles import (
 from fr_kernels.launch import Settings, Specialization
 
 _LARGE = 512 * 512
-_LIKE = torch.empty(0)
+_LIKES = {"fp32": torch.empty(0), "fp16": torch.empty(0, dtype=torch.float16)}
+_LIKE = _LIKES["fp32"]
 _WIDE = ("PART", "STATS", "GROUP", "SUMS", "EACH")
 _NUMBERS = ("values", "area", "eps")
 # Integers that need not be divisible by 16.
@@ -134,7 +135,7 @@ def _alone() -> list[Specialization]:
         ("x+residual+bias", "fp32", 1280, 40, 16 * 16),
     ):
         tile = plan.alone_tile(members, channels // members)
-        settings = plan.settings_of("alone", tile, pixels, _LIKE)
+        settings = plan.settings_of("alone", tile, pixels, _LIKES[dtype])
         steps = ceil_div(pixels, settings.blocks["PIXELS"])
         constants = {**_added(added), **tile.constants, "SILU": True, "STEPS": steps}
         title = f"{added} {dtype} {_place(channels, pixels)}"

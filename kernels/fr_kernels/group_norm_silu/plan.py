@@ -97,7 +97,12 @@ def settings_of(kernel: str, tile: Tile, pixels: int, like: Tensor) -> Settings:
     kernel: "statistics", "apply" or "alone".
     """
     rows = tile.rows(kernel, pixels)
-    warps = min(max(rows * power_of_2(tile.width) // _EACH[kernel], 4), 16)
+    if kernel == "alone" and like.element_size() > 2:
+        rows = max(rows // 2, 1)  # all in float32 registers, 16,384 spilled 16 bytes on sm_80 to 90 with Triton 3.6
+    values = rows * power_of_2(tile.width)
+    # 16 warps for 8192 values left 64 registers a thread, and spilled 8 bytes on sm_120 with Triton 3.6.
+    most = 8 if kernel == "alone" and values <= 8192 else 16
+    warps = min(max(values // _EACH[kernel], 4), most)
     default = Settings({"PIXELS": rows}, warps, num_stages=1)
     return tuned_settings(kernel, tile.members, default, {"PIXELS": (1, 1024), **WARPS}, like)
 
