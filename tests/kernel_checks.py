@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fr_kernels.budget import budget
 from fr_kernels.launch import launches_made, launching
 
+NO_COMPILER = "no C++ compiler: apt install g++"
 NO_NVRTC = 'no NVRTC: pip install -e ".[dev]"'
 DTYPES = (torch.float32, torch.float16)  # the interpreter's bf16 dot returns garbage
 WITHOUT_DOT = (*DTYPES, torch.bfloat16)

@@ -16,10 +16,11 @@ from fr_bench import pipeline, techniques
 from fr_bench.cli import bench
 from fr_bench.gpu_suite import PARTS, STEPS, read_outcomes, run_suite
 from fr_bench.pipeline import PipelineRow, bench_pipeline
-from fr_bench.techniques import COMPILED, DIFFUSERS, FOLDED, ONNX, UNFOLDED
+from fr_bench.techniques import COMPILED, DIFFUSERS, FOLDED, KERNELS, ONNX, UNFOLDED
 from fr_bench.verification import BEGIN, END, Outcome, section, write_section
 from fr_deploy.errors import ModelError, UsageError
 from fr_deploy.runtime.devices import Place
+from fr_kernels.native import obstacle
 
 CPU = Place(torch.device("cpu"), "fp32")
 ROOT = Path(__file__).parents[1]
@@ -46,8 +47,10 @@ def test_rows_ratios_and_the_last_line(tmp_path: Path) -> None:
     with (tmp_path / "pipeline.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [field.name for field in fields(PipelineRow)]
-    assert [row["technique"] for row in rows] == [DIFFUSERS, UNFOLDED, FOLDED, ONNX] * 2
-    assert [row["batch"] for row in rows] == ["1"] * 4 + ["3"] * 4
+    native = [] if obstacle("conv3x3") else [KERNELS]
+    names = [DIFFUSERS, UNFOLDED, FOLDED, *native, ONNX]
+    assert [row["technique"] for row in rows] == names * 2
+    assert [row["batch"] for row in rows] == ["1"] * len(names) + ["3"] * len(names)
     for row in rows:
         assert row["random_weights"] == "True"
         assert float(row["psnr_db"] or "inf") > 60

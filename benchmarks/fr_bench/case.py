@@ -31,7 +31,9 @@ class Case:
     """Name of the backward op where `ours` runs it too, so that its launches count."""
     dtypes: tuple[str, ...] = ("fp16", "bf16", "fp32")
     compiled: str = "triton"
-    """What `impl` calls its GPU kernels."""
+    """What `impl` calls its GPU kernels; "reference" where they are torch's."""
+    native: bool = False
+    """Whether the op has a form for the CPU, in float32."""
     moved: Callable[..., int] | None = None
     """Bytes read and written, of the inputs, where that is not each input and output once."""
     launched: Callable[..., Inputs] = lambda *inputs: inputs

@@ -150,7 +150,8 @@ def kernels(
     is not timed, and the exit code is 5.
     """
     _interpret_without_gpu()
-    from fr_bench.kernels import KernelRow, bench_kernels, known_ops, table_line, time_line
+    from fr_bench.kernel_rows import KernelRow, table_line, time_line
+    from fr_bench.kernels import bench_kernels, known_ops
     from fr_bench.rows import append_json, append_rows
 
     wanted = known_ops(ops)

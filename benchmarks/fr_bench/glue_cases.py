@@ -26,12 +26,35 @@ def group_norm(batch: int, channels: int, side: int, groups: int) -> Case:
         return *inputs, groups, 1e-6, True, None, None, None, False
 
     shape, small = f"[{batch}, {channels}, {side}, {side}] groups {groups}", side < 64
-    return Case("group_norm_silu", shape, inputs, ours, eager, launched=launched, on_cpu=small)
+    return Case(
+        "group_norm_silu", shape, inputs, ours, eager,
+        launched=launched, on_cpu=small, native=True,
+    )  # fmt: skip
+
+
+def conv3x3(batch: int, inputs: int, outputs: int, side: int) -> Case:
+    """A convolution with bias and residual, channels_last."""
+
+    def made(device: torch.device, dtype: torch.dtype) -> Inputs:
+        x = random(batch, inputs, side, side)(device, dtype)
+        residual = random(batch, outputs, side, side)(device, dtype)
+        weight = (random(outputs, inputs, 3, 3)(device, torch.float32) / (9 * inputs) ** 0.5).to(
+            dtype
+        )
+        pictures = [t.to(memory_format=torch.channels_last) for t in (x, residual)]
+        return pictures[0], weight, random(outputs)(device, dtype), pictures[1]
+
+    def eager(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        return F.conv2d(x, weight, bias, padding=1) + residual
+
+    shape = f"[{batch}, {inputs}, {side}, {side}] -> {outputs} + bias + residual"
+    return Case(
+        "conv3x3", shape, made, fr_kernels.conv3x3, eager,
+        compiled="reference", on_cpu=side < 64, native=True,
+    )  # fmt: skip
 
 
 def with_skip(batch: int, own: int, skipped: int, side: int, groups: int) -> Case:
-    """The same of a U-Net's concatenation with its skip."""
-
     """The first norm of a U-Net's block on the way up: residual and bias added, the skip's channels behind."""
 
     def inputs(device: torch.device, dtype: torch.dtype) -> Inputs:

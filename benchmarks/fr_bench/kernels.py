@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from itertools import product
@@ -17,12 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from fr_bench.case import Case, Inputs, Outputs
 from fr_bench.ceilings import Ceilings, gpu_name, measure_ceilings
 from fr_bench.kernel_cases import cases
+from fr_bench.kernel_rows import Checked, KernelRow
 from fr_bench.machine import Machine, this_machine
 from fr_bench.timing import Timing
 from fr_deploy.errors import ModelError, UsageError
 from fr_kernels.budget import Budget, budget
 from fr_kernels.clock import time_on_gpu
 from fr_kernels.dispatch import declared_launches, interpreting
+from fr_kernels.native import obstacle
 
 DTYPES = {
     "fp16": torch.float16,
@@ -32,47 +34,8 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Checked:
-    """What is known of a case without a clock."""
-
-    op: str
-    impl: str
-    """"triton" or "cuda" on a GPU; on a CPU also "reference", and the kernels are interpreted."""
-    shape: str
-    dtype: str
-    error: float
-    """Largest absolute error against float64, of the output that is nearest to its budget."""
-    allowed: float
-    flops: int
-    bytes: int
-    """Inputs read once and outputs (of a training case: gradients) written once; what a face covers."""
-    launches: int
-    registers: int | None
-    """Most of any of the op's kernels on sm_90, from the ahead-of-time table; None outside a checkout."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class KernelRow(Machine):
-    """One technique at one shape on a GPU; the order of the fields is the header of the CSV file."""
-
-    date: str
-    gpu: str
-    op: str
-    shape: str
-    dtype: str
-    technique: str
-    repeats: int
-    p20_us: float
-    p50_us: float
-    p80_us: float
-    gb_per_s: float
-    tflop_per_s: float
-    copy_gb_per_s: float
-    """Measured in the same run, as is the next."""
-    matmul_tflop_per_s: float
-    error: float
-    allowed: float
+_WITHOUT = {"triton": ("bf16",), "cpu": ("fp16", "bf16")}
+"""On a CPU: Triton's interpreter multiplies bfloat16 wrongly, and the CPU's forms are float32."""
 
 
 def known_ops(wanted: Sequence[str]) -> list[str]:
@@ -85,25 +48,6 @@ def known_ops(wanted: Sequence[str]) -> list[str]:
     if unknown := sorted(set(wanted) - set(every)):
         raise UsageError(f"no op {', '.join(unknown)}; there are: {', '.join(every)}")
     return list(wanted) or every
-
-
-def table_line(checked: Checked) -> str:
-    """One line for a reader: error, work, launches, registers."""
-    registers = "?" if checked.registers is None else checked.registers
-    return (
-        f"{checked.op:<19} {checked.impl:<9} {checked.dtype} {checked.shape:<50} "
-        f"error {checked.error:.2e} of {checked.allowed:.2e}  "
-        f"{checked.flops / 1e6:10.2f} MFLOP {checked.bytes / 1e6:8.2f} MB  launches {checked.launches}  "
-        f"registers {registers}"
-    )
-
-
-def time_line(row: KernelRow) -> str:
-    """One line for a reader: times, rates beside the ceilings."""
-    return (
-        f"    {row.technique:<11} p50 {row.p50_us:10.1f} us (p20 {row.p20_us:.1f}, p80 {row.p80_us:.1f})  "
-        f"{row.gb_per_s:8.1f} of {row.copy_gb_per_s} GB/s  {row.tflop_per_s:7.2f} of {row.matmul_tflop_per_s} TFLOP/s"
-    )
 
 
 def check(case: Case, impl: str, dtype: str, device: torch.device) -> tuple[Checked, Inputs]:
@@ -267,8 +211,8 @@ def bench_kernels(
             continue
         fitting = [dtype for dtype in dtypes if dtype in case.dtypes]
         for dtype, impl in product(fitting, _implementations(case, on_gpu)):
-            if not on_gpu and impl == "triton" and dtype == "bf16":
-                continue  # Triton's interpreter multiplies bfloat16 wrongly
+            if not on_gpu and dtype in _WITHOUT.get(impl, ()):
+                continue
             checked, inputs = check(case, impl, dtype, device)
             done.append(checked)
             on_checked(checked)
@@ -291,7 +235,8 @@ def _implementations(case: Case, on_gpu: bool) -> tuple[str, ...]:
     if on_gpu:
         return (case.compiled,)
     interpreted = case.compiled == "triton" and interpreting() and find_spec("triton") is not None
-    return ("reference", "triton") if interpreted else ("reference",)
+    native = case.native and not obstacle(case.op)
+    return ("reference", *["triton"] * interpreted, *["cpu"] * native)
 
 
 def _need_xformers() -> None:

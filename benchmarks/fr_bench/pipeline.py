@@ -17,6 +17,7 @@ from fr_bench.techniques import (
     DIFFUSERS,
     FOLDED,
     GRAPHS,
+    KERNELS,
     ONNX,
     UNFOLDED,
     Run,
@@ -180,8 +181,8 @@ def _db(error: float) -> float | None:
 
 
 def _ratios(timings: dict[str, Timing]) -> dict[str, Ratio]:
-    """Ours over each peer; "default" is what `--backend auto` runs: CUDA graphs, or the faster one on a CPU."""
-    ours = [name for name in (FOLDED, ONNX) if name in timings]
+    """Ours over each peer; "default" is what `--backend auto` runs: CUDA graphs, or the fastest on a CPU."""
+    ours = [name for name in (FOLDED, KERNELS, ONNX) if name in timings]
     default = GRAPHS if GRAPHS in timings else min(ours, key=lambda n: min(timings[n].samples))
     pairs = {
         "folded over unfolded": (UNFOLDED, FOLDED),

@@ -14,7 +14,7 @@ from fr_deploy.models.presets import PRESETS
 from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.runtime.devices import DTYPES, DtypeName, Place
 from fr_deploy.runtime.select import onnx_backend
-from fr_deploy.runtime.torch_backend import Mode, TorchBackend
+from fr_deploy.runtime.torch_backend import Mode, TorchBackend, compiled_ops
 
 Run = Callable[[Tensor], Tensor]
 """uint8 [B, S, S, 3] on the CPU -> the same."""
@@ -87,6 +87,8 @@ def techniques(source: Source) -> list[Technique]:
             Technique(OURS_COMPILED, lambda: _torch(source, "compile", kernels=False)),
         ]
     elif source.place.dtype == "fp32":
+        if compiled_ops(source.place):
+            made.append(Technique(KERNELS, lambda: _torch(source, "eager")))
         made.append(Technique(ONNX, lambda: onnx_backend(source.graph(), source.place).run))
     return made
 

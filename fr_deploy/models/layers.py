@@ -1,8 +1,8 @@
 """Layers of the restoration graph. Each holds folded weights and takes them from a model's with `fold`.
 
 With `kernels`, convolutions leave their bias to the next norm, which adds it and the residual as it reads them
-(`fr_kernels.group_norm_silu`: cuDNN adds a bias in a launch of its own). Without, the layers are torch's own ops:
-what a CPU runs fastest (oneDNN adds the bias as it writes) and what every exporter knows.
+(`fr_kernels.group_norm_silu`: cuDNN adds a bias in a launch of its own); on a CPU in float32 those of 3x3 are
+`fr_kernels.conv3x3`, which adds it as it writes. Without, the layers are torch's own ops: what every exporter knows.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fr_deploy.models.fold import Affine, fold_time, fold_upsample, fold_upsample_transposed
 from fr_deploy.models.weights import Weights
-from fr_kernels import group_norm_silu, phase_shuffle, settle
+from fr_kernels import conv3x3, conv3x3_on_cpu, group_norm_silu, pack_conv3x3, phase_shuffle, settle
 
 
 class Stream(NamedTuple):
@@ -112,12 +112,28 @@ class Conv(Layer):
         self.weight = nn.Parameter(torch.empty(outputs, inputs, size, size))
         self.bias = nn.Parameter(torch.empty(outputs))
         self.stride, self.padding = stride, padding
+        self._packed: tuple[tuple[int, int], Tensor] | None = None
 
-    def forward(self, x: Tensor) -> Stream:
-        """Its bias is left to the next norm where kernels are used."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Stream:
+        """What is added is left to the next norm, but for a bias without kernels, and all on a CPU with them."""
+        weight, padding = self.weight, self.padding
+        if self.kernels and self._plain and conv3x3_on_cpu(x, weight, padding):
+            given = (x, weight, self.bias, residual)
+            return Stream(conv3x3(*given, padding=padding, packed=self._pack()))
         bias = None if self.kernels else self.bias
-        y = F.conv2d(x, self.weight, bias, self.stride, self.padding)
-        return Stream(y, bias=self.bias if self.kernels else None)
+        y = F.conv2d(x, weight, bias, self.stride, padding)
+        return Stream(y, residual, self.bias if self.kernels else None)
+
+    @property
+    def _plain(self) -> bool:
+        return self.stride == 1 and self.weight.shape[2:] == (3, 3)
+
+    def _pack(self) -> Tensor:
+        """The weight as the CPU's kernel reads it, made anew when it was written or moved."""
+        state = self.weight.data_ptr(), self.weight._version
+        if self._packed is None or self._packed[0] != state:
+            self._packed = state, pack_conv3x3(self.weight)
+        return self._packed[1]
 
 
 class Upsample(Layer):
@@ -222,9 +238,8 @@ class ResBlock(Block):
         """The block's output, and its settled input."""
         y, h = self.norm1(stream)
         y, _ = self.norm2(self.conv1(y))
-        out = self.conv2(y)
         around = h if self.shortcut is None else F.conv2d(h, self.shortcut)
-        return Stream(out.x, around, out.bias), h
+        return self.conv2(y, around), h
 
 
 def run_blocks(blocks: Stack[Any], stream: Stream) -> Stream:

@@ -10,6 +10,7 @@ from fr_deploy.errors import UsageError
 from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.runtime.backend import Backend
 from fr_deploy.runtime.devices import Place, choose_place
+from fr_deploy.runtime.memory import keep_freed_memory
 from fr_deploy.runtime.remembered import fastest
 from fr_deploy.runtime.torch_backend import MODES, Mode, TorchBackend
 
@@ -61,6 +62,8 @@ def load_backend(name: str | Path, request: Request) -> Backend:
         raise UsageError(f"backend is {request.backend!r}; allowed: auto, {', '.join(BACKENDS)}")
     place = choose_place(request.device, request.dtype, require_gpu=request.require_gpu)
     graph = load_graph(name)
+    if place.device.type == "cpu":
+        keep_freed_memory()
     chosen = request.backend if request.backend != "auto" else _automatic(graph, place)
     if chosen == "onnxruntime":
         return onnx_backend(graph, place, threads=request.threads)

@@ -11,6 +11,7 @@ from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.runtime.backend import OutOfMemoryError
 from fr_deploy.runtime.devices import DTYPES, Place
 from fr_deploy.runtime.runner import BUCKETS
+from fr_kernels.native import obstacle
 
 Mode = Literal["eager", "compile", "graphs"]
 MODES = ("eager", "compile", "graphs")
@@ -18,8 +19,23 @@ WARMUPS = 3  # before a capture: lazy libraries, cuDNN's choice of algorithms, T
 _log = logging.getLogger("fr_deploy")
 
 
+def compiled_ops(place: Place, mode: Mode = "eager") -> bool:
+    """Whether a graph runs fr_kernels' ops there: on a GPU, and eagerly on a CPU in float32 where C++ compiles.
+
+    On a CPU torch.compile fuses more of torch's own than of ours; without a compiler torch's run, and the logger
+    `fr_deploy` says why.
+    """
+    if place.device.type == "cuda":
+        return True
+    if mode != "eager" or place.dtype != "fp32":
+        return False
+    if reason := obstacle("conv3x3"):
+        _log.info("faces are restored with torch's own operators: %s", reason)
+    return not reason
+
+
 class TorchBackend:
-    """`Backend` on torch; on a GPU with fr_kernels' compiled ops, on a CPU with torch's own."""
+    """`Backend` on torch with fr_kernels' compiled ops, as far as `compiled_ops` finds them."""
 
     def __init__(
         self, graph: RestorationGraph, place: Place | None = None, mode: Mode = "eager"
@@ -50,7 +66,7 @@ class TorchBackend:
         self.limit = BUCKETS[-1]
         graph = graph.to(device=place.device, dtype=DTYPES[place.dtype])
         graph = graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.graph = graph.use_kernels(place.device.type == "cuda").eval()
+        self.graph = graph.use_kernels(compiled_ops(place, mode)).eval()
         # One compilation a bucket: a dynamic batch keeps inductor from choosing by shape.
         self._call = torch.compile(self.graph, dynamic=False) if mode == "compile" else self.graph
         self._captured: dict[int, _Captured | None] = {}

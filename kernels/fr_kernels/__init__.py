@@ -2,7 +2,9 @@
 
 from fr_kernels.boosthub_attention.op import boosthub_attention
 from fr_kernels.codebook.argmin import ArgminResult, differentiable_argmin
-from fr_kernels.codebook.op import IndexedCode, NearestCode, nearest_code, soft_lookup
+from fr_kernels.codebook.op import nearest_code, soft_lookup
+from fr_kernels.codebook.results import IndexedCode, NearestCode
+from fr_kernels.conv3x3.op import conv3x3, conv3x3_on_cpu, pack_conv3x3
 from fr_kernels.face_warp.op import cut_faces, paste_faces
 from fr_kernels.geglu.op import geglu
 from fr_kernels.group_norm_silu.op import group_norm_silu
@@ -18,12 +20,15 @@ __all__ = [
     "NearestCode",
     "SdfmWeights",
     "boosthub_attention",
+    "conv3x3",
+    "conv3x3_on_cpu",
     "cut_faces",
     "differentiable_argmin",
     "geglu",
     "group_norm_silu",
     "layer_norm",
     "nearest_code",
+    "pack_conv3x3",
     "paste_faces",
     "phase_shuffle",
     "sdfm_gate",

@@ -25,6 +25,8 @@ class Impl(StrEnum):
     REFERENCE = "reference"
     TRITON = "triton"
     CUDA = "cuda"
+    CPU = "cpu"
+    """C++ that is compiled for the CPU at hand (`fr_kernels.native`)."""
 
 
 class KernelUnavailableError(RuntimeError):
@@ -37,7 +39,12 @@ def interpreting() -> bool:
 
 
 def resolve(
-    op: str, impl: str, tensors: Sequence[Tensor], offered: Sequence[Impl], unfit: str = ""
+    op: str,
+    impl: str,
+    tensors: Sequence[Tensor],
+    offered: Sequence[Impl],
+    unfit: str = "",
+    unfit_on_cpu: str = "",
 ) -> Impl:
     """The implementation to run: never AUTO.
 
@@ -47,6 +54,7 @@ def resolve(
         tensors: the op's tensor arguments; all on one device.
         offered: what the op has besides REFERENCE, fastest first.
         unfit: why the compiled kernels cannot take these arguments; empty when they can.
+        unfit_on_cpu: the same of the CPU's alone.
 
     Raises:
         ValueError: `impl` is not an `Impl` value or the op does not have it.
@@ -60,21 +68,29 @@ def resolve(
     if wanted is Impl.REFERENCE:
         return wanted
     if wanted is not Impl.AUTO:
-        if reason := unfit or _obstacle(wanted, tensors, automatic=False):
+        more = unfit_on_cpu if wanted is Impl.CPU else ""
+        if reason := unfit or more or _obstacle(op, wanted, tensors, automatic=False):
             raise KernelUnavailableError(
                 f'{op}: impl="{wanted}" was asked for, but {reason}; impl="reference" runs anywhere'
             )
         return wanted
     reasons: list[str] = []
     for candidate in offered:
-        if not (reason := unfit or _obstacle(candidate, tensors, automatic=True)):
-            return _say(op, candidate, "its arguments are on a GPU")
+        more = unfit_on_cpu if candidate is Impl.CPU else ""
+        if not (reason := unfit or more or _obstacle(op, candidate, tensors, automatic=True)):
+            return _say(op, candidate, f"its arguments are on {_place(tensors)}")
         reasons.append(f"not {candidate}: {reason}")
     return _say(op, Impl.REFERENCE, "; ".join(reasons) or "it has no other implementation")
 
 
-def _obstacle(impl: Impl, tensors: Sequence[Tensor], *, automatic: bool) -> str:
+def _place(tensors: Sequence[Tensor]) -> str:
+    return "a GPU" if tensors[0].is_cuda else f"the {tensors[0].device}"
+
+
+def _obstacle(op: str, impl: Impl, tensors: Sequence[Tensor], *, automatic: bool) -> str:
     """Why `impl` cannot run on these tensors; empty when it can."""
+    if impl is Impl.CPU:
+        return _obstacle_on_cpu(op, tensors)
     on_gpu = all(t.is_cuda for t in tensors)
     if impl is Impl.TRITON:
         if not _has("triton"):
@@ -86,6 +102,15 @@ def _obstacle(impl: Impl, tensors: Sequence[Tensor], *, automatic: bool) -> str:
     if not (_has("cuda") and _has("cuda.core")):
         return 'cuda-python is not installed (pip install "fr-deploy[cuda]")'
     return "" if on_gpu else f"the tensors are on {tensors[0].device}, not on a GPU"
+
+
+def _obstacle_on_cpu(op: str, tensors: Sequence[Tensor]) -> str:
+    wrong = next((t.device for t in tensors if t.device.type != "cpu"), None)
+    if wrong is not None:
+        return f"the tensors are on {wrong}, not on the CPU"
+    from fr_kernels.native import obstacle
+
+    return obstacle(op)
 
 
 def _has(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The CUDA C++ sources of the repository's `csrc/`, which the wheel carries inside fr_kernels; a checkout's commit."""
+"""The sources of the repository's `csrc/`, C++ and CUDA C++, which the wheel carries inside fr_kernels; the commit."""
 
 import subprocess
 from pathlib import Path
@@ -19,7 +19,7 @@ def cuda_source(name: str) -> str:
     """
     if name not in (known := cuda_source_names()):
         raise ValueError(f"no CUDA source {name!r}; there are: {', '.join(known)}")
-    return (_folder() / f"{name}.cu").read_text(encoding="utf-8")
+    return (source_folder() / f"{name}.cu").read_text(encoding="utf-8")
 
 
 def cuda_source_names() -> list[str]:
@@ -28,15 +28,20 @@ def cuda_source_names() -> list[str]:
     Raises:
         FileNotFoundError: the installation lacks the sources.
     """
-    return sorted(path.stem for path in _folder().glob("*.cu"))
+    return sorted(path.stem for path in source_folder().glob("*.cu"))
 
 
-def _folder() -> Path:
+def source_folder() -> Path:
+    """Where the sources lie.
+
+    Raises:
+        FileNotFoundError: the installation lacks them.
+    """
     for folder in _FOLDERS:
         if any(folder.glob("*.cu")):
             return folder
     raise FileNotFoundError(
-        f"no CUDA sources in {' or '.join(map(str, _FOLDERS))}; "
+        f"no sources in {' or '.join(map(str, _FOLDERS))}; "
         "mend the installation with: pip install --force-reinstall --no-deps fr-deploy"
     )
 

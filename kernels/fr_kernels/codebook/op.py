@@ -1,44 +1,34 @@
 """Codebook matching as operators: schema, fake, autograd, public functions."""
 
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fr_kernels.codebook import reference
+from fr_kernels.codebook.results import IndexedCode, NearestCode
 from fr_kernels.dispatch import Impl, declare_launches, declare_no_products, resolve
 
 MODES = ("embed", "index", "ste")
 
 
-class NearestCode(NamedTuple):
-    """Result of `nearest_code`, and of `soft_lookup` in modes "embed" and "ste"."""
-
-    codes: Tensor
-    """[N, D], rows of the codebook, in its dtype."""
-    indices: Tensor
-    """int32 [N]."""
-
-
-class IndexedCode(NamedTuple):
-    """Result of `soft_lookup` in mode "index"."""
-
-    value: Tensor
-    """[N], the index as a float32 (float64 if an input is) that has a gradient."""
-    indices: Tensor
-    """int32 [N]."""
-    codes: Tensor
-    """[N, D], rows of the codebook, in its dtype."""
-
-
 def _triton(op: str, impl: str, features: Tensor, codebook: Tensor) -> bool:
+    return _chosen(op, impl, features, codebook, (Impl.TRITON,)) is Impl.TRITON
+
+
+def _chosen(
+    op: str, impl: str, features: Tensor, codebook: Tensor, offered: tuple[Impl, ...]
+) -> Impl:
     unfit = ""
     if torch.float64 in (features.dtype, codebook.dtype):
         unfit = "its kernels do not compute in float64"
     elif codebook.shape[1] > 256:
         unfit = f"D is {codebook.shape[1]}, and its kernels hold at most 256 dimensions"
-    return resolve(op, impl, (features, codebook), (Impl.TRITON,), unfit) is Impl.TRITON
+    both = (features.dtype, codebook.dtype)
+    narrow = both != (torch.float32, torch.float32)
+    on_cpu = f"the tensors are {both[0]} and {both[1]}, and it computes in float32 alone"
+    return resolve(op, impl, (features, codebook), offered, unfit, on_cpu if narrow else "")
 
 
 def _plain(tensor: Tensor) -> torch.autocast:
@@ -50,16 +40,23 @@ def _plain(tensor: Tensor) -> torch.autocast:
 def _nearest(
     features: Tensor, codebook: Tensor, straight_through: bool, impl: str
 ) -> tuple[Tensor, Tensor]:
-    if _triton("nearest_code", impl, features, codebook):
+    chosen = _chosen("nearest_code", impl, features, codebook, (Impl.TRITON, Impl.CPU))
+    if chosen is Impl.TRITON:
         from fr_kernels.codebook import triton_impl
 
         return triton_impl.nearest_code(features, codebook)
+    if chosen is Impl.CPU:
+        from fr_kernels.codebook import cpu_impl
+
+        return cpu_impl.nearest_code(features, codebook)
     with _plain(features):
         return reference.nearest_code(features, codebook)
 
 
 @torch.library.custom_op("fr_kernels::nearest_code_backward", mutates_args=())
 def _nearest_backward(grad: Tensor, index: Tensor, codebook: Tensor, impl: str) -> Tensor:
+    # The CPU's form is a forward pass alone.
+    impl = Impl.REFERENCE if impl == Impl.CPU else impl
     if _triton("nearest_code", impl, grad, codebook):
         from fr_kernels.codebook import triton_backward
 
@@ -219,7 +216,7 @@ def nearest_code(features: Tensor, codebook: Tensor, *, impl: str = "auto") -> N
         features: [N, D], float16, bfloat16, float32 or float64, any strides.
         codebook: [K, D], as `features`; the dtypes may differ. Products of two 16-bit inputs of one dtype are
             exact and summed in float32; all else is computed in float32 (float64 if an input is).
-        impl: "auto", "reference" or "triton" (D at most 256, no float64).
+        impl: "auto", "reference", "triton" (D at most 256, no float64) or "cpu" (float32 on a CPU, and a C++ compiler).
 
     Returns:
         The codes and their indices. A feature that is not finite gets some code; a code that is NaN is never chosen

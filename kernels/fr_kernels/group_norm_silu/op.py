@@ -20,11 +20,13 @@ class Normed(NamedTuple):
     """[B, C, H, W], what was normalised: the next residual stream. `x` itself where nothing was added."""
 
 
-def _triton(name: str, impl: str, tensors: tuple[Tensor | None, ...]) -> bool:
+def _chosen(impl: str, tensors: tuple[Tensor | None, ...], offered: tuple[Impl, ...]) -> Impl:
     given = [tensor for tensor in tensors if tensor is not None]
     wide = any(tensor.dtype == torch.float64 for tensor in given)
     unfit = "its kernels do not compute in float64" if wide else ""
-    return resolve(name, impl, given, (Impl.TRITON,), unfit) is Impl.TRITON
+    other = next((tensor.dtype for tensor in given if tensor.dtype != torch.float32), None)
+    on_cpu = "" if other is None else f"a tensor is {other}, and it computes in float32 alone"
+    return resolve("group_norm_silu", impl, given, offered, unfit, on_cpu)
 
 
 def _plain(*added: Tensor | None, shuffled: bool) -> bool:
@@ -47,10 +49,15 @@ def _forward(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     given = (x, w, b, groups, eps, silu, residual, bias, skip, shuffled)
-    if _triton("group_norm_silu", impl, (x, w, b, residual, bias, skip)):
+    chosen = _chosen(impl, (x, w, b, residual, bias, skip), (Impl.TRITON, Impl.CPU))
+    if chosen is Impl.TRITON:
         from fr_kernels.group_norm_silu import triton_impl
 
         y, h, statistics = triton_impl.group_norm_silu(*given)
+    elif chosen is Impl.CPU:
+        from fr_kernels.group_norm_silu import cpu_impl
+
+        y, h, statistics = cpu_impl.group_norm_silu(*given)
     else:
         y, h, statistics = reference.group_norm_silu(*given)
     return y, x.new_empty(0) if _plain(residual, bias, skip, shuffled=shuffled) else h, statistics
@@ -71,7 +78,9 @@ def _backward(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     given = (grad, grad_h, h, w, b, bias, statistics, silu, skipped, shuffled)
-    if _triton("group_norm_silu", impl, (grad, grad_h, h, w, b, bias)):
+    # The CPU's form is a forward pass alone.
+    impl = Impl.REFERENCE if impl == Impl.CPU else impl
+    if _chosen(impl, (grad, grad_h, h, w, b, bias), (Impl.TRITON,)) is Impl.TRITON:
         from fr_kernels.group_norm_silu import triton_backward
 
         return triton_backward.group_norm_silu_backward(*given)
@@ -208,7 +217,8 @@ def group_norm_silu(
         bias: [C] or [B, C], added to every pixel before the norm (a convolution's bias, the time embedding).
         skip: [B, D, H, W] in the dtype of `x`, the channels of h after those of x: a U-Net's skip, concatenated.
         shuffled: x is the output of a folded nearest-2x upsample, and phase_shuffle(x) takes its place.
-        impl: "auto", "reference" or "triton" (no float64).
+        impl: "auto", "reference", "triton" (no float64) or "cpu" (float32 on a CPU, and a C++ compiler; its backward is
+            the reference's).
 
     Returns:
         y and h in the dtype of `x`, channels_last, [B, C, H, W] or [B, C + D, H, W] (h is `x` itself where nothing was

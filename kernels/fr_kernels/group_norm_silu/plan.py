@@ -98,7 +98,9 @@ def settings_of(kernel: str, tile: Tile, pixels: int, like: Tensor) -> Settings:
     """
     rows = tile.rows(kernel, pixels)
     if kernel == "alone" and like.element_size() > 2:
-        rows = max(rows // 2, 1)  # all in float32 registers, 16,384 spilled 16 bytes on sm_80 to 90 with Triton 3.6
+        rows = max(
+            rows // 2, 1
+        )  # all in float32 registers, 16,384 spilled 16 bytes on sm_80 to 90 with Triton 3.6
     values = rows * power_of_2(tile.width)
     # 16 warps for 8192 values left 64 registers a thread, and spilled 8 bytes on sm_120 with Triton 3.6.
     most = 8 if kernel == "alone" and values <= 8192 else 16

@@ -1,0 +1,1 @@
+"""The additions that a picture still awaits where no norm follows to make them."""

@@ -1,0 +1,27 @@
+"""Which convolutions the CPU's form takes."""
+
+import torch
+from torch import Tensor
+
+LEAST_INPUTS = 16
+"""Channels: the direct sum of 9 x 5 is short, and twice as near to float64 as a transformed one."""
+LEAST_PIXELS = 256
+"""Of an output of 16 tiles: for smaller ones, reading 4 times the weights costs more than it saves."""
+
+
+def unfit(x: Tensor, weight: Tensor, others: tuple[Tensor | None, ...]) -> str:
+    """Why it cannot take them; empty when it can."""
+    given = [t for t in (x, weight, *others) if t is not None]
+    wrong = next((t.dtype for t in given if t.dtype != torch.float32), None)
+    if wrong is not None:
+        return f"a tensor is {wrong}, and it computes in float32 alone"
+    if weight.shape[1] < LEAST_INPUTS:
+        return f"{weight.shape[1]} input channels are fewer than {LEAST_INPUTS}"
+    return ""
+
+
+def slow(x: Tensor, padding: int) -> str:
+    """Why it would gain nothing; empty when it would."""
+    height, width = (side + 2 * padding - 2 for side in x.shape[2:])
+    few = height * width < LEAST_PIXELS
+    return f"{height} x {width} pixels are fewer than {LEAST_PIXELS}" if few else ""
