@@ -106,6 +106,8 @@ def pipeline(
 
     place = choose_place(device, dtype)
     done = bench_pipeline(model, place, batches, repeats=repeats, without=without, show=show)
+    for note in done.notes:
+        click.echo(note)
     for batch, ratios in done.ratios.items():
         for name, measured in ratios.items():
             click.echo(f"batch {batch}, {name}: {measured}")
