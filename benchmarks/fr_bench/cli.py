@@ -44,7 +44,7 @@ def restore(model: str, repeats: int, output: Path) -> None:
             f"p50 {row.p50_ms:9.1f}   p80 {row.p80_ms:9.1f}"
         )
     agreement = result.agreement
-    quality = "identical" if agreement.psnr_db is None else f"{agreement.psnr_db:.1f} dB apart"
+    quality = f"{agreement.psnr:.1f} dB apart" if agreement.largest else "identical"
     click.echo(f"plain diffusers over fr-deploy: {result.ratio}; pictures {quality}")
     append_rows(output / "restore.csv", result.rows())
     click.echo(append_json(output / "restore.jsonl", result.document()))
