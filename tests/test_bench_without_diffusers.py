@@ -120,6 +120,12 @@ def test_weights_and_pictures_are_as_wide_as_a_folded_models() -> None:
     assert 20 < spread[0] < 80, "a picture of bytes, neither grey nor black and white"
 
 
+def test_full_size_is_built_on_the_device_asked_for() -> None:
+    graph = random_graph(PRESETS["lafr-sd21"], torch.device("meta"))
+    assert {parameter.device.type for parameter in graph.parameters()} == {"meta"}
+    assert sum(parameter.numel() for parameter in graph.parameters()) > 8e8
+
+
 def test_a_bundle_is_the_same_graph_with_diffusers_and_without() -> None:
     made = Source("lafr-mini", Place(CPU, "fp32")).graph().state_dict()
     expected = load_graph("lafr-mini").state_dict()
