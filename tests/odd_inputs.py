@@ -103,3 +103,56 @@ def write(folder: Path, name: str, data: bytes) -> Path:
     path = folder / name
     path.write_bytes(data)
     return path
+
+
+def good_files(rgb: np.ndarray) -> dict[str, tuple[bytes, np.ndarray]]:
+    """Name, bytes, and the upright picture each must be read as."""
+    frames = [Image.fromarray(rgb), Image.fromarray(255 - rgb)]
+    quantised = Image.fromarray(rgb).quantize(128)
+    palette = np.asarray(quantised.convert("RGB"))
+    gray = np.asarray(Image.fromarray(rgb).convert("L"))
+    alpha = np.linspace(1, 255, rgb.size // 3).reshape(rgb.shape[:2]).astype(np.uint8)
+    return {
+        f"turned {n}.png": (turned_jpeg(rgb, n), rgb) for n in range(1, 9)
+    } | {
+        "alpha.png": (encoded(np.dstack([rgb, alpha]), "PNG"), rgb),
+        "palette.png": (encoded(quantised, "PNG"), palette),
+        "gray.png": (encoded(gray, "PNG"), gray[..., None].repeat(3, -1)),
+        "16 bit.png": (png_rgb16(rgb), rgb),
+        "cmyk.tif": (cmyk_file(rgb, "TIFF"), rgb),
+        "cmyk.jpg": (cmyk_file(rgb, "JPEG", quality=98, subsampling=0), rgb),
+        "animated.gif": (
+            encoded(quantised, "GIF", save_all=True, append_images=[quantised.rotate(9)]),
+            palette,
+        ),
+        "pages.tif": (encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]), rgb),
+        "progressive.jpg": (encoded(rgb, "JPEG", quality=98, progressive=True), rgb),
+        "photo.webp": (encoded(rgb, "WEBP", lossless=True), rgb),
+        "photo.bmp": (encoded(rgb, "BMP"), rgb),
+        "truly a png.jpg": (encoded(rgb, "PNG"), rgb),
+        "profile.png": (
+            encoded(rgb[..., [1, 0, 2]], "PNG", icc_profile=swapped_profile()),
+            rgb,
+        ),
+        "Ünïcode 日本 🙂.png": (encoded(rgb, "PNG"), rgb),
+        "line\nbreak [red].png": (encoded(rgb, "PNG"), rgb),
+    }  # fmt: skip
+
+
+def bad_files(rgb: np.ndarray) -> dict[str, tuple[bytes, str]]:
+    """Name, bytes, and the reason each must be refused with."""
+    jpeg = encoded(rgb, "JPEG")
+    return {
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "text.jpg": (b"I am no photo", "not_an_image"),
+        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n", "unsupported_format"),
+        "drawing.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported_format"),
+        "phone.heic": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "unsupported_format"),
+        "float.tif": (encoded(Image.new("F", (9, 9)), "TIFF"), "unsupported_format"),
+        "empty.jpg": (b"", "not_an_image"),
+        "bomb.png": (bomb_header(), "too_large"),
+        "text bomb.png": (text_bomb(rgb[:9, :9]), "too_large"),
+        "scans.jpg": (many_scans(rgb), "too_large"),
+        "wide.png": (raw_png(1_000_000, 1, 8, 0, b"\x00" * 1_000_001), "too_large"),
+        "zero.png": (raw_png(0, 0, 8, 2, b""), "corrupt"),
+    }

@@ -53,6 +53,7 @@ def test_rows_ratios_and_the_last_line(tmp_path: Path) -> None:
     assert [row["batch"] for row in rows] == ["1"] * len(names) + ["3"] * len(names)
     for row in rows:
         assert row["random_weights"] == "True"
+        assert (row["reference"], row["counted"]) == (DIFFUSERS, "model")
         assert float(row["psnr_db"] or "inf") > 60
         assert float(row["images_per_s"]) == pytest.approx(
             1e3 * int(row["batch"]) / float(row["p50_ms"]), rel=1e-3
@@ -85,6 +86,13 @@ def test_in_16_bits_nothing_may_be_twice_as_far_off_as_plain_diffusers() -> None
     runs[FOLDED] = lambda faces: faces + 5
     with pytest.raises(ModelError, match=r"folded returns another picture: 34\.15 dB"):
         pipeline._gate(runs, lambda faces: faces, exact, "fp16")
+
+    # Without diffusers the folded graph is what the others are held to; without both nothing can be.
+    del runs[DIFFUSERS]
+    runs |= {FOLDED: lambda faces: faces + 2, ONNX: lambda faces: faces + 4}
+    assert pipeline._gate(runs, lambda faces: faces, exact, "fp16")[ONNX] == 36.09
+    with pytest.raises(UsageError, match="both are left out"):
+        pipeline._gate({ONNX: runs[ONNX]}, lambda faces: faces, exact, "fp16")
 
     def broken(faces: Tensor) -> Tensor:
         return torch.full(faces.shape, torch.nan)

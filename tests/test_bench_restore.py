@@ -5,7 +5,6 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -13,13 +12,14 @@ from click.testing import CliRunner
 from fr_bench.cli import bench
 from fr_bench.machine import this_machine
 from fr_bench.plain_diffusers import PlainDiffusers
-from fr_bench.restore import bench_restore, compare, picture
+from fr_bench.restore import bench_restore, require
 from fr_bench.rows import Row, append_rows, header
 from fr_bench.timing import Timing, interleave, ratio
 from fr_deploy.bundle import load_bundle, save_bundle
 from fr_deploy.errors import ModelError, UsageError
 from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.presets import PRESETS
+from fr_deploy.runtime.agreement import Agreement, agree, random_pictures
 
 
 @pytest.fixture(scope="module")
@@ -62,25 +62,18 @@ def test_other_pictures_stop_the_run_before_timing(
 
 def test_plain_diffusers_computes_what_the_model_defines(bundle: Path) -> None:
     model = load_bundle(bundle)
-    face = picture(64)
-    image = torch.from_numpy(face).permute(2, 0, 1)[None].float() / 127.5 - 1
+    faces = random_pictures(64)
+    image = faces.permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
-        expected = ((model(image) + 1) * 127.5).round().clamp(0, 255)[0].permute(1, 2, 0).numpy()
-    got = PlainDiffusers(model)(torch.from_numpy(face[None]))[0].numpy()
-    difference = np.abs(got.astype(int) - expected.astype(int))
-    assert difference.max() <= 1
+        expected = ((model(image) + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
+    assert agree(PlainDiffusers(model)(faces), expected).largest <= 1
 
 
 def test_one_level_everywhere_agrees_and_a_blot_does_not() -> None:
-    base = np.full((32, 32, 3), 100, np.uint8)
-    assert compare(base, base).psnr_db is None
-    assert compare(base, base + 1).max_difference == 1
-    one = base.copy()
-    one[0, 0] += 2  # 10 log10(255^2 / (3 * 4 / 3072)) = 72 dB
-    assert compare(base, one).psnr_db == pytest.approx(72.21, abs=0.01)
-    one[:8, :8] += 60
-    with pytest.raises(ModelError, match="largest difference 62 of 255"):
-        compare(base, one)
+    require(Agreement(1, 1.0, 1, 48.1))
+    require(Agreement(1, 0.01, 2, 72.2))
+    with pytest.raises(ModelError, match=r"by 62 of 255 at most, 28\.1 dB; .* Nothing was timed"):
+        require(Agreement(1, 0.1, 62, 28.1))
 
 
 def test_rounds_alternate_and_only_counted_rounds_are_kept() -> None:

@@ -48,59 +48,6 @@ def document(done: Result) -> dict:
     return json.loads(done.stdout)
 
 
-def good_files(rgb: np.ndarray) -> dict[str, tuple[bytes, np.ndarray]]:
-    """Name, bytes, and the upright picture each must be read as."""
-    frames = [Image.fromarray(rgb), Image.fromarray(255 - rgb)]
-    quantised = Image.fromarray(rgb).quantize(128)
-    palette = np.asarray(quantised.convert("RGB"))
-    gray = np.asarray(Image.fromarray(rgb).convert("L"))
-    alpha = np.linspace(1, 255, rgb.size // 3).reshape(rgb.shape[:2]).astype(np.uint8)
-    return {
-        f"turned {n}.png": (odd.turned_jpeg(rgb, n), rgb) for n in range(1, 9)
-    } | {
-        "alpha.png": (odd.encoded(np.dstack([rgb, alpha]), "PNG"), rgb),
-        "palette.png": (odd.encoded(quantised, "PNG"), palette),
-        "gray.png": (odd.encoded(gray, "PNG"), gray[..., None].repeat(3, -1)),
-        "16 bit.png": (odd.png_rgb16(rgb), rgb),
-        "cmyk.tif": (odd.cmyk_file(rgb, "TIFF"), rgb),
-        "cmyk.jpg": (odd.cmyk_file(rgb, "JPEG", quality=98, subsampling=0), rgb),
-        "animated.gif": (
-            odd.encoded(quantised, "GIF", save_all=True, append_images=[quantised.rotate(9)]),
-            palette,
-        ),
-        "pages.tif": (odd.encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]), rgb),
-        "progressive.jpg": (odd.encoded(rgb, "JPEG", quality=98, progressive=True), rgb),
-        "photo.webp": (odd.encoded(rgb, "WEBP", lossless=True), rgb),
-        "photo.bmp": (odd.encoded(rgb, "BMP"), rgb),
-        "truly a png.jpg": (odd.encoded(rgb, "PNG"), rgb),
-        "profile.png": (
-            odd.encoded(rgb[..., [1, 0, 2]], "PNG", icc_profile=odd.swapped_profile()),
-            rgb,
-        ),
-        "Ünïcode 日本 🙂.png": (odd.encoded(rgb, "PNG"), rgb),
-        "line\nbreak [red].png": (odd.encoded(rgb, "PNG"), rgb),
-    }  # fmt: skip
-
-
-def bad_files(rgb: np.ndarray) -> dict[str, tuple[bytes, str]]:
-    """Name, bytes, and the reason each must be refused with."""
-    jpeg = odd.encoded(rgb, "JPEG")
-    return {
-        "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
-        "text.jpg": (b"I am no photo", "not_an_image"),
-        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n", "unsupported_format"),
-        "drawing.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported_format"),
-        "phone.heic": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "unsupported_format"),
-        "float.tif": (odd.encoded(Image.new("F", (9, 9)), "TIFF"), "unsupported_format"),
-        "empty.jpg": (b"", "not_an_image"),
-        "bomb.png": (odd.bomb_header(), "too_large"),
-        "text bomb.png": (odd.text_bomb(rgb[:9, :9]), "too_large"),
-        "scans.jpg": (odd.many_scans(rgb), "too_large"),
-        "wide.png": (odd.raw_png(1_000_000, 1, 8, 0, b"\x00" * 1_000_001), "too_large"),
-        "zero.png": (odd.raw_png(0, 0, 8, 2, b""), "corrupt"),
-    }
-
-
 def check_outside_the_face(out: Path, expected: np.ndarray, landmarks: list) -> None:
     """The face is inverted, and what lies outside its crop is the input's own."""
     got = read_photo(out).rgb.astype(int)
@@ -125,9 +72,9 @@ def check_outside_the_face(out: Path, expected: np.ndarray, landmarks: list) -> 
 def make_odd_folder(root: Path, rgb: np.ndarray) -> None:
     """Files of both kinds, and things in a folder that are no files."""
     (root / "sub" / "deep").mkdir(parents=True)
-    for name, (data, _) in good_files(rgb).items():
+    for name, (data, _) in odd.good_files(rgb).items():
         (root / name).write_bytes(data)
-    for name, (data, _) in bad_files(rgb).items():
+    for name, (data, _) in odd.bad_files(rgb).items():
         (root / "sub" / name).write_bytes(data)
     (root / "sub" / "one pixel.png").write_bytes(odd.encoded(rgb[:1, :1], "PNG"))
     (root / "sub" / "deep" / "no face.png").write_bytes(odd.encoded(odd.gradient(200, 300), "PNG"))
@@ -147,7 +94,7 @@ def test_forty_odd_inputs_in_one_call(tmp_path, portrait):
     assert "Traceback" not in done.output
     results = {Path(f["name"]).name: f for f in document(done)["files"]}
     assert len(results) >= 40
-    expected_bad = {name: reason for name, (_, reason) in bad_files(portrait).items()} | {
+    expected_bad = {name: reason for name, (_, reason) in odd.bad_files(portrait).items()} | {
         "dangling.jpg": "unreadable", "pipe.png": "unreadable", "hollow": "empty_folder",
         "absent.jpg": "not_found",
     }  # fmt: skip
@@ -157,7 +104,7 @@ def test_forty_odd_inputs_in_one_call(tmp_path, portrait):
         assert f"{name}: {reason}: " in done.stderr
     faceless = {n for n, f in results.items() if f["status"] == "no_face"}
     assert faceless == {"one pixel.png", "no face.png"}
-    good = good_files(portrait)
+    good = odd.good_files(portrait)
     assert {n for n, f in results.items() if f["status"] == "restored"} == set(good)
     for name, (_, expected) in good.items():
         assert len(results[name]["faces"]) == 1, name
@@ -174,7 +121,7 @@ def test_forty_odd_inputs_in_one_call(tmp_path, portrait):
 
 def test_warnings_reach_the_user(tmp_path, portrait):
     name = "16 bit.png"
-    source = odd.write(tmp_path, name, good_files(portrait)[name][0])
+    source = odd.write(tmp_path, name, odd.good_files(portrait)[name][0])
     done = restore(source, "-o", tmp_path / "out")
     assert done.exit_code == 0
     assert "reduced_to_8_bit" in done.stdout

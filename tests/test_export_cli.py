@@ -13,9 +13,10 @@ from fr_deploy.bundle import load_graph, save_bundle
 from fr_deploy.cli import main
 from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.presets import PRESETS
+from fr_deploy.runtime.agreement import random_pictures
 from fr_deploy.runtime.onnx_backend import OnnxBackend
 from fr_export.onnx import graph_metadata
-from fr_export.verify import photo_faces, random_faces
+from fr_export.verify import photo_faces
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
 
@@ -51,10 +52,8 @@ def test_an_export_that_computes_something_else_exits_with_5(
     assert re.search(wanted, done.stderr)
 
 
-def test_faces_of_photos_and_random_ones_have_the_size_asked_for() -> None:
+def test_faces_of_photos_have_the_size_asked_for() -> None:
     assert photo_faces(DEMO, 64).shape == (5, 64, 64, 3)
-    assert torch.equal(random_faces(64), random_faces(64))
-    assert random_faces(64, 3).shape == (3, 64, 64, 3)
 
 
 @pytest.mark.slow
@@ -69,7 +68,7 @@ def test_lafr_mini_end_to_end(tmp_path: Path, dtype: str, least: int) -> None:
     assert [row[:2] for row in compared] == [("random pictures", "2"), ("the photos in demo", "5")]
     assert all(float(row[2]) >= least for row in compared)
     # Batches of the file, too, not only one face at a time.
-    faces = random_faces(512, 3)
+    faces = random_pictures(512, 3)
     with OnnxBackend(file) as backend:
         together, apart = backend.run(faces), torch.cat([backend.run(f) for f in faces.split(1)])
     off = (together.int() - apart.int()).abs()

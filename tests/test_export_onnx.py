@@ -18,10 +18,11 @@ from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.layers import Layer
 from fr_deploy.models.presets import PRESETS
 from fr_deploy.models.restorer import RestorationGraph
+from fr_deploy.runtime.agreement import Agreement, random_pictures
 from fr_deploy.runtime.onnx_backend import OnnxBackend
 from fr_export import cache
 from fr_export.onnx import export_onnx, graph_hash
-from fr_export.verify import Agreement, compare, random_faces, require
+from fr_export.verify import compare, require
 
 TOY = PRESETS["lafr-toy"]
 
@@ -61,7 +62,7 @@ def test_float32_gives_the_bytes_of_torch_but_for_rounding_ties(file: Path, batc
 @pytest.mark.slow
 def test_float16_is_40_decibels_from_float32(half: Path) -> None:
     with OnnxBackend(half) as backend:
-        agreement = compare(toy(), backend, random_faces(64, 3))
+        agreement = compare(toy(), backend, random_pictures(64, 3))
         assert backend.metadata.dtype == "float16"
     require(agreement, "float16", "random pictures")
     assert 0 < agreement.differing < 0.2
@@ -166,7 +167,7 @@ def test_large_weights_lie_beside_the_file(
     data = f"large.onnx-{graph_hash(toy())[:16]}.data"
     assert {child.name for child in path.parent.iterdir()} == {"large.onnx", data}
     assert path.stat().st_size < file.stat().st_size / 4
-    faces = random_faces(64, 1)
+    faces = random_pictures(64, 1)
     assert torch.equal(OnnxBackend(path).run(faces), OnnxBackend(file).run(faces))
 
 
@@ -214,7 +215,7 @@ class Off:
 
 
 def test_an_export_that_computes_something_else_is_refused() -> None:
-    graph, faces = toy(), random_faces(64, 2)
+    graph, faces = toy(), random_pictures(64, 2)
     assert compare(graph, Off(graph, 0), faces) == Agreement(2, 0.0, 0, float("inf"))
     off = compare(graph, Off(graph, 1), faces)
     assert (off.differing, off.largest, round(off.psnr, 2)) == (0.5, 1, 51.14)

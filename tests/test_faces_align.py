@@ -16,6 +16,7 @@ from fr_deploy.faces.geometry import (
     warp,
 )
 from scenes import FACES, Placed, compose_scene, face_crop, texture
+from tests_support import psnr
 
 RNG = np.random.default_rng(0)
 
@@ -28,10 +29,6 @@ def _face(points: np.ndarray) -> Face:
 def _similarity(scale: float, degrees: float, x: float, y: float) -> np.ndarray:
     c, s = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
     return np.array([[c, -s, x], [s, c, y]])
-
-
-def _psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
 
 
 def test_the_template_is_its_own_place():
@@ -79,10 +76,10 @@ def test_a_face_placed_in_a_photo_comes_back(side, angle, floor):
     photo, (true,) = compose_scene(background, [placed])
     crops, _ = align_faces(photo, [_face(apply(true, FFHQ_TEMPLATE_512))])
     middle = np.s_[100:412, 100:412]
-    psnr = _psnr(crops[0][middle], crop[middle])
+    got = psnr(crops[0][middle], crop[middle])
     shifted, _ = align_faces(photo, [_face(apply(true, FFHQ_TEMPLATE_512 + 0.5))])
-    assert psnr > floor
-    assert _psnr(shifted[0][middle], crop[middle]) < floor - 3
+    assert got > floor
+    assert psnr(shifted[0][middle], crop[middle]) < floor - 3
 
 
 def test_a_large_face_is_averaged_not_sampled():

@@ -106,6 +106,7 @@ def test_every_source_compiles_without_a_warning(tmp_path: Path) -> None:
         native._run(native._compiler(), *native.OPTIONS, *strict, "-o", str(tmp_path / "out.so"))
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("lanes", ["-mno-avx512f", "-mno-avx512f -mno-avx2 -mno-avx -mno-fma"])
 def test_narrower_vectors_give_the_same_picture(lanes: str, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from fr_deploy.errors import ModelError
 from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.presets import PRESETS, Preset
 from fr_deploy.models.restorer import RestorationGraph, most_at_once
+from fr_kernels.native import obstacle
+from kernel_checks import NO_COMPILER
 
 TOY = PRESETS["lafr-toy"]
 VARIANTS = {
@@ -54,13 +56,29 @@ def test_the_graph_is_the_model_in_float64(preset: Preset, kernels: bool) -> Non
     assert (got - expected).abs().max() <= 1e-13 * expected.abs().max()
 
 
-def test_lafr_mini_in_float32_is_90_decibels_from_the_unfolded_model() -> None:
+@pytest.mark.parametrize("kernels", [False, True], ids=["torch", "kernels"])
+def test_lafr_mini_in_float32_is_90_decibels_from_the_unfolded_model(kernels: bool) -> None:
     model = load_bundle("lafr-mini")
     pixels = faces(model.preset, 1)
     with torch.no_grad():
         expected = picture(model, pixels, torch.float32)
-        got = graph_of(model, torch.float32).picture(pixels)
+        got = graph_of(model, torch.float32).use_kernels(kernels).picture(pixels)
     assert 10 * torch.log10(255**2 / (got - expected).square().mean()) >= 90
+
+
+@pytest.mark.skipif(bool(obstacle("conv3x3")), reason=NO_COMPILER)
+def test_the_cpus_kernels_cost_no_accuracy() -> None:
+    """Root mean square error against float64: at most twice that of torch's operators in float32."""
+    model = load_bundle("lafr-mini")
+    pixels = faces(model.preset, 1)
+    exact = graph_of(model, torch.float64).picture(pixels)
+    torchs, ours = (
+        (graph_of(model, torch.float32).use_kernels(kernels).picture(pixels) - exact)
+        .square().mean().sqrt()
+        for kernels in (False, True)
+    )  # fmt: skip
+    assert ours != torchs, "they ran"
+    assert ours <= 2 * torchs
 
 
 def test_bytes_in_and_bytes_out() -> None:

@@ -3,8 +3,6 @@
 Run alone: `pytest -m gpu`.
 """
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from fr_deploy.bundle import load_graph
 from fr_deploy.runtime.devices import DtypeName, choose_place
 from fr_deploy.runtime.runner import Runner
 from fr_deploy.runtime.torch_backend import Mode, TorchBackend
+from tests_support import psnr
 
 pytestmark = pytest.mark.gpu
 BUCKETS = (1, 2, 4, 8, 16, 32)
@@ -31,11 +30,6 @@ def backend(mode: Mode = "graphs", dtype: DtypeName = "fp16") -> TorchBackend:
 def drawn(count: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 512, 512, 3), dtype=torch.uint8, generator=generator)
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    error = (a.double() - b.double()).square().mean().item()
-    return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 @pytest.mark.parametrize("bucket", BUCKETS)

@@ -1,6 +1,5 @@
 """The torch backend: places, modes, memory, and results that do not depend on what shares the batch."""
 
-import math
 import os
 import subprocess
 import sys
@@ -16,12 +15,13 @@ from fr_deploy.errors import ResourceError, UsageError
 from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.presets import PRESETS
 from fr_deploy.models.restorer import RestorationGraph
+from fr_deploy.runtime.agreement import random_pictures
 from fr_deploy.runtime.backend import OutOfMemoryError
 from fr_deploy.runtime.devices import DtypeName, Place, choose_place
 from fr_deploy.runtime.runner import Runner
 from fr_deploy.runtime.select import Request, load_backend
 from fr_deploy.runtime.torch_backend import TorchBackend
-from fr_export.verify import random_faces
+from tests_support import psnr
 
 TOY = PRESETS["lafr-toy"]
 CPU = torch.device("cpu")
@@ -42,11 +42,6 @@ def drawn(count: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = (count, TOY.size, TOY.size, 3)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    error = (a.double() - b.double()).square().mean().item()
-    return 10 * math.log10(255**2 / error) if error else math.inf
 
 
 @pytest.mark.parametrize(
@@ -90,7 +85,7 @@ def test_across_buckets_float32_is_90_decibels_apart(model: LafrModel) -> None:
 @pytest.mark.slow
 def test_across_buckets_float16_is_no_further_apart_than_it_is_from_float32() -> None:
     """Of trained weights: where random ones put two codes equally near, each rounding chooses another."""
-    faces = random_faces(512, 2)
+    faces = random_pictures(512, 2)
     exact, half = (TorchBackend(load_graph("lafr-mini"), Place(CPU, dtype)) for dtype in DTYPES[:2])
     assert psnr(*across(exact.graph.picture, faces, (1, 2))) >= 90
     (wide,) = across(exact.run, faces, (1,))

@@ -14,6 +14,7 @@ from fr_training.degrade import (
     jpeg_round_trip,
     lookup,
 )
+from tests_support import psnr
 
 LEVELS = list(DEGRADATIONS)
 
@@ -26,11 +27,6 @@ def picture(height: int = 160, width: int = 160, seed: int = 0) -> NDArray[np.ui
         coarse = rng.normal(0, 60 / 1.6**octave, (2**octave, 2**octave, 3))
         out += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     return out.clip(0, 255).round().astype(np.uint8)
-
-
-def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / error))
 
 
 @pytest.mark.parametrize("level", LEVELS)

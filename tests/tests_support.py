@@ -1,4 +1,12 @@
-"""Constants that several tests share."""
+"""What several tests share."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Pictures = Tensor | NDArray[Any]
 
 # The configuration files that Stable Diffusion 2.1-base was published with.
 SD21_UNET = {
@@ -34,3 +42,9 @@ SD21_VAE = {
     "sample_size": 768,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
+
+
+def psnr(a: Pictures, b: Pictures) -> float:
+    """Of pictures of any shape in 0..255, in dB; infinite where they are equal."""
+    error = np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64)).mean()
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")

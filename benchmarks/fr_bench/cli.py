@@ -44,7 +44,7 @@ def restore(model: str, repeats: int, output: Path) -> None:
             f"p50 {row.p50_ms:9.1f}   p80 {row.p80_ms:9.1f}"
         )
     agreement = result.agreement
-    quality = "identical" if agreement.psnr_db is None else f"{agreement.psnr_db:.1f} dB apart"
+    quality = f"{agreement.psnr:.1f} dB apart" if agreement.largest else "identical"
     click.echo(f"plain diffusers over fr-deploy: {result.ratio}; pictures {quality}")
     append_rows(output / "restore.csv", result.rows())
     click.echo(append_json(output / "restore.jsonl", result.document()))
@@ -106,6 +106,8 @@ def pipeline(
 
     place = choose_place(device, dtype)
     done = bench_pipeline(model, place, batches, repeats=repeats, without=without, show=show)
+    for note in done.notes:
+        click.echo(note)
     for batch, ratios in done.ratios.items():
         for name, measured in ratios.items():
             click.echo(f"batch {batch}, {name}: {measured}")

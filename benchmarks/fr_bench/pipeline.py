@@ -28,7 +28,7 @@ from fr_bench.techniques import (
 )
 from fr_bench.timing import Ratio, Timing, interleave, ratio
 from fr_deploy.errors import ModelError, UsageError
-from fr_deploy.models.inspect import Stage, inspect_preset, totals
+from fr_deploy.models.inspect import Stage, inspect_graph, inspect_preset, totals
 from fr_deploy.runtime.devices import Place
 
 LEAST_PSNR = 50.0
@@ -58,17 +58,21 @@ class PipelineRow(Machine):
     images_per_s: float
     """At the median; so are the next two."""
     tflop_per_s: float
-    """Of the unfolded model's FLOPs, whatever the technique leaves out."""
+    """Of the FLOPs of `counted`, whatever the technique leaves out."""
     share_of_matmul: float
     """That, over the matrix rate of the same run."""
     matmul_tflop_per_s: float
     copy_gb_per_s: float
     launches: int | None
     """Operations launched for one batch; None where a compiler decides."""
+    counted: str
+    """"model", unfolded; "graph", folded, where diffusers is not installed."""
     peak_mib: float | None
     """GPU memory of a call beyond all weights."""
+    reference: str
+    """The technique whose picture in eager float32 all are held to."""
     psnr_db: float | None
-    """Against eager float32; None when no byte differs."""
+    """Against `reference`; None when no byte differs."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,14 @@ class Pipeline:
     rows: list[PipelineRow]
     ratios: dict[str, dict[str, Ratio]]
     """By batch: how many times the technique after "over" is slower."""
+    notes: list[str]
+    """What was left out, and why."""
 
     def document(self) -> dict[str, Any]:
         """The run as plain JSON values."""
         return {
             "benchmark": "pipeline",
+            "notes": self.notes,
             "ratios": {
                 b: {k: asdict(r) for k, r in named.items()} for b, named in self.ratios.items()
             },
@@ -103,14 +110,15 @@ def bench_pipeline(
 
     Args:
         model: a bundle, or a preset for random weights.
-        place: device and number format; the reference is float32 on the same device.
+        place: device and number format; the reference is float32 on the same device. Without diffusers the
+            techniques that need it are left out, and the folded graph is the reference.
         batches: faces a call.
         repeats: rounds that count.
         without: techniques to leave out (compilation takes minutes).
         show: called with each row as it comes.
 
     Raises:
-        UsageError: `without` names no technique.
+        UsageError: `without` names no technique, or in 16 bits those that all others are held to.
         ModelError: a picture is outside the contract; nothing of that batch is timed.
     """
     source = Source(model, place)
@@ -119,11 +127,12 @@ def bench_pipeline(
         raise UsageError(
             f"no technique {sorted(unknown)}; there are: {', '.join(t.name for t in every)}"
         )
-    wanted = [t for t in every if t.name not in without]
-    ceilings, stages = measure_ceilings(place.device.type), inspect_preset(source.preset)
-    expected = reference(source)
+    wanted = [t for t in every if t.name not in without and (source.diffusers or not t.diffusers)]
+    count = inspect_preset if source.diffusers else inspect_graph
+    ceilings, stages = measure_ceilings(place.device.type), count(source.preset)
+    name, expected = reference(source)
     runs = {t.name: t.make() for t in wanted}
-    done = Pipeline([], {})
+    done = Pipeline([], {}, _notes(source, every))
     for batch in batches:
         faces = _inputs(source.preset.size, batch)
         psnr = _gate(runs, expected, faces[0], place.dtype)
@@ -132,9 +141,20 @@ def bench_pipeline(
         for technique in wanted:
             row = _row(source, technique, batch, timings[technique.name], ceilings, stages)
             peak = _peak(runs[technique.name], faces[0], place)
-            done.rows.append(row(psnr_db=psnr[technique.name], peak_mib=peak))
+            quality = psnr[technique.name]
+            done.rows.append(row(psnr_db=quality, peak_mib=peak, reference=name))
             show(done.rows[-1])
     return done
+
+
+def _notes(source: Source, every: Sequence[Technique]) -> list[str]:
+    if source.diffusers:
+        return []
+    names = ", ".join(technique.name for technique in every if technique.diffusers)
+    return [
+        f"diffusers is not installed: left out {names}; the reference is the folded graph in eager fp32, and FLOPs "
+        "are the folded graph's"
+    ]
 
 
 def _inputs(size: int, batch: int) -> list[Tensor]:
@@ -156,17 +176,24 @@ def _turns(runs: dict[str, Run], faces: list[Tensor]) -> dict[str, Callable[[], 
 def _gate(
     runs: dict[str, Run], expected: Run, faces: Tensor, dtype: str
 ) -> dict[str, float | None]:
-    """PSNR of every technique; in 16 bits none may be twice as far from float32 as plain diffusers in 16 bits is."""
+    """PSNR of every technique; in 16 bits none may be twice as far from float32 as plain diffusers in 16 bits is.
+
+    Without diffusers the folded graph on torch's own ops takes its place.
+    """
     exact = expected(faces)
     errors = {name: _rms(run(faces), exact) for name, run in runs.items()}
     allowed = 255 / 10 ** (LEAST_PSNR / 20)
     if dtype != "fp32":
-        plain = errors[DIFFUSERS] if DIFFUSERS in errors else max(errors.values())
+        plain = next((errors[name] for name in (DIFFUSERS, FOLDED) if name in errors), None)
+        if plain is None:
+            raise UsageError(
+                f"{dtype} is held to {DIFFUSERS!r} or {FOLDED!r} in {dtype}, and both are left out"
+            )
         allowed = 2 * plain + BAND
     for name, error in errors.items():
         if not error <= allowed:
             raise ModelError(
-                f"{name} returns another picture: {_db(error)} dB from plain diffusers in float32; allowed: "
+                f"{name} returns another picture: {_db(error)} dB from eager float32; allowed: "
                 f"{_db(allowed)}. Nothing was timed"
             )
     return {name: _db(error) for name, error in errors.items()}
@@ -205,7 +232,8 @@ def _row(
     stages: list[Stage],
 ) -> Callable[..., PipelineRow]:
     best, p20, p50, p80 = (round(timing.milliseconds(p), 3) for p in (0, 20, 50, 80))
-    rate = totals(stages, "model").gflop * batch / p50
+    counted = stages[0].form
+    rate = totals(stages, counted).gflop * batch / p50
     launches = totals(stages, technique.form).total_launches if technique.form else None
     device = source.place.device
     return lambda **measured: PipelineRow(
@@ -228,6 +256,7 @@ def _row(
         tflop_per_s=round(rate, 3),
         share_of_matmul=round(rate / ceilings.matmul_tflop_per_s, 3),
         launches=launches,
+        counted=counted,
     )
 
 

@@ -64,9 +64,10 @@ def onnx(bundle: str, output: Path, dtype: str, photos: Path | None) -> None:
 def _compare(
     graph: "RestorationGraph", backend: "OnnxBackend", dtype: str, photos: Path | None
 ) -> None:
-    from fr_export.verify import compare, demo_photos, photo_faces, random_faces, require
+    from fr_deploy.runtime.agreement import random_pictures
+    from fr_export.verify import compare, demo_photos, photo_faces, require
 
-    sets = {"random pictures": random_faces(backend.size)}
+    sets = {"random pictures": random_pictures(backend.size, 2)}
     if folder := photos or demo_photos():
         sets[f"the photos in {folder.name}"] = photo_faces(folder, backend.size)
     agreements = {what: compare(graph, backend, faces) for what, faces in sets.items()}

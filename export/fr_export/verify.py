@@ -1,8 +1,6 @@
 """An export beside the float32 graph it was made from: the same faces through both."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Protocol
 
@@ -13,11 +11,11 @@ from torch import Tensor
 
 from fr_deploy.errors import ImageError, ModelError, NoInputError
 from fr_deploy.models.restorer import RestorationGraph
+from fr_deploy.runtime.agreement import Agreement, agree
 
 LEAST_PSNR = {"float32": 60.0, "float16": 40.0}
 """In dB. Float32 summed in another order moves a value across a rounding tie now and then: 1 of 255 in 6 % of the
 values would be 60 dB. In float16 every layer rounds to 11 bits, and of two codes nearly as near the other may win."""
-RANDOM_FACES = 2
 
 
 class Backend(Protocol):
@@ -31,25 +29,6 @@ class Backend(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far two sets of uint8 pictures are apart."""
-
-    faces: int
-    differing: float
-    """Share of the values that differ."""
-    largest: int
-    """Largest difference, of 255."""
-    psnr: float
-    """In dB; infinite when no value differs."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.faces} faces, {self.differing:.4%} of the values differ, by {self.largest} of 255 at most, "
-            f"{self.psnr:.1f} dB"
-        )
-
-
 @torch.inference_mode()
 def compare(graph: RestorationGraph, backend: Backend, faces: Tensor) -> Agreement:
     """Run both, one face at a time.
@@ -61,11 +40,7 @@ def compare(graph: RestorationGraph, backend: Backend, faces: Tensor) -> Agreeme
     """
     ours = torch.cat([backend.run(face) for face in faces.split(1)])
     wanted = torch.cat([graph(face) for face in faces.split(1)])
-    difference = (ours.int() - wanted.int()).abs()
-    error = float(difference.double().square().mean())
-    psnr = float(10 * np.log10(255**2 / error)) if error else inf
-    differing = float((difference > 0).double().mean())
-    return Agreement(len(faces), differing, int(difference.max()), psnr)
+    return agree(ours, wanted)
 
 
 def require(agreement: Agreement, dtype: str, what: str) -> None:
@@ -79,15 +54,6 @@ def require(agreement: Agreement, dtype: str, what: str) -> None:
             f"the export does not compute what the graph computes: of {what}, {agreement}; allowed in {dtype} are "
             f"{LEAST_PSNR[dtype]:.0f} dB or more. Do not use the file; --dtype fp32 shows whether rounding is to blame"
         )
-
-
-def random_faces(size: int, count: int = RANDOM_FACES) -> Tensor:
-    """Pictures with coarse and fine detail, always the same: uint8 [count, size, size, 3]."""
-    random = np.random.default_rng(0)
-    coarse = random.uniform(0, 255, (count, 8, 8, 3)).astype(np.float32)
-    smooth = [cv2.resize(c, (size, size), interpolation=cv2.INTER_CUBIC) for c in coarse]
-    grain = random.normal(0, 8, (count, size, size, 3))
-    return torch.from_numpy((np.stack(smooth) + grain).clip(0, 255).astype(np.uint8))
 
 
 def demo_photos() -> Path | None:

@@ -11,13 +11,16 @@ def doctor(model: str, compiled: bool, as_json: bool) -> None:
     """Say what works on this machine, and why the rest does not.
 
     Every backend restores one picture, which must be the one that torch makes in float32, and is timed.
-    On a CPU the faster one is remembered: `--backend auto` uses it from then on. Exits 6 if none works.
+    On a CPU the faster one is remembered: `--backend auto` uses it from then on. Every kind of attention is
+    held to eager code. Exits 6 if no backend works.
     """
     import json
     from dataclasses import asdict
 
     from fr_deploy.errors import ResourceError
+    from fr_deploy.runtime.devices import choose_place
     from fr_deploy.runtime.doctor import Check, cache_note, check_backends, facts
+    from fr_deploy.runtime.doctor_attention import check_attention, summary
     from fr_kernels.cache import cache_dir
 
     def show(check: Check) -> None:
@@ -33,8 +36,14 @@ def doctor(model: str, compiled: bool, as_json: bool) -> None:
         _print_facts(known, cache_note(cache_dir()))
         click.echo(f"self-test with {model}")
     checks = check_backends(model, compiled=compiled, show=show)
+    place = choose_place()
+    attention = check_attention(place)
     if as_json:
-        click.echo(json.dumps(known | {"model": model, "backends": [asdict(c) for c in checks]}))
+        found = {"backends": checks, "attention": attention}
+        rows = {name: [asdict(row) for row in of] for name, of in found.items()}
+        click.echo(json.dumps(known | {"model": model} | rows))
+    else:
+        click.echo("\n".join([f"attention on {place.label} in {place.dtype}", *summary(attention)]))
     if not any(check.works for check in checks):
         raise ResourceError("no backend works here; the reasons are above")
 

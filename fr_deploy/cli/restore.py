@@ -140,6 +140,15 @@ def _rotations(ctx: click.Context, param: click.Parameter, value: str) -> tuple[
     show_default=True,
     help="What runs the model; `fr-deploy doctor` tells what works here.",
 )
+@click.option(
+    "--attention",
+    type=click.Choice(
+        ["auto", "sdpa", "flash", "efficient", "cudnn", "math", "xformers", "products"]
+    ),
+    default="auto",
+    show_default=True,
+    help="Who computes attention in torch.",
+)
 @click.option("--batch", type=click.IntRange(min=1), help="Faces a batch at most.")
 @click.option(
     "--fixed-bucket",
@@ -211,7 +220,7 @@ def _run(
     if threads:
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
-    asked = ("device", "dtype", "backend", "require_gpu", "threads")
+    asked = ("device", "dtype", "backend", "attention", "require_gpu", "threads")
     restorer = load_restorer(
         given["model"],
         latent=given["latent"],

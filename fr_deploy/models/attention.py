@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fr_deploy.models.attend import WIDEST, Kind, attend
 from fr_deploy.models.fold import (
     Affine,
     fold_feed_forward,
@@ -30,11 +31,27 @@ def picture_of(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
 
 
-class SingleHeadAttention(Block):
+class Attends(Layer):
+    """A layer with attention: who computes it is set for a whole graph by `use_attention`."""
+
+    kind: Kind = "sdpa"
+    width: int
+    """Channels a head."""
+
+
+def use_attention(module: nn.Module, kind: Kind, wide: Kind) -> None:
+    """Choose who computes attention below `module`; `wide` where a head has more channels than flash kernels take."""
+    for layer in module.modules():
+        if isinstance(layer, Attends):
+            layer.kind = kind if layer.width <= WIDEST else wide
+
+
+class SingleHeadAttention(Block, Attends):
     """The VAE's middle attention: one head, two projections (`fold_single_head`)."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
+        self.width = channels
         self.norm = Norm(channels, groups, GROUP_NORM_EPS, silu=False)
         self.query, self.value = (nn.Linear(channels, channels) for _ in range(2))
 
@@ -51,16 +68,16 @@ class SingleHeadAttention(Block):
         y, h = self.norm(stream)
         x = tokens_of(y)
         q, k, v = (t[:, None] for t in (self.query(x), x, self.value(x)))
-        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[:, 0]
+        out = attend(q, k, v, self.kind, 1.0)[:, 0]
         return Stream(picture_of(out, h), h), h
 
 
-class SelfAttention(Layer):
+class SelfAttention(Attends):
     """Multi-head self-attention of tokens; LayerNorm's weights are in the one product for query, key and value."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.width = heads, channels // heads
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
 
@@ -73,11 +90,11 @@ class SelfAttention(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] normalised tokens -> the same shape."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v, self.kind)
         return self.out(out.transpose(1, 2).flatten(2))
 
 
-class PromptAttention(Layer):
+class PromptAttention(Attends):
     """Cross-attention to the fixed prompt, whose keys and values are constants.
 
     Where it takes fewer FLOPs (heads * tokens <= C + tokens: 64x64 positions of Stable Diffusion), the projections
@@ -86,7 +103,7 @@ class PromptAttention(Layer):
 
     def __init__(self, channels: int, heads: int, tokens: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.width = heads, channels // heads
         self.merged = heads * tokens <= channels + tokens
         rows = heads * tokens if self.merged else tokens
         self.keys, self.values = (nn.Parameter(torch.empty(rows, channels)) for _ in range(2))
@@ -125,7 +142,7 @@ class PromptAttention(Layer):
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = (t.unflatten(-1, (self.heads, -1)).transpose(0, 1) for t in (self.keys, self.values))
         k, v = (t.expand(x.shape[0], -1, -1, -1) for t in (k, v))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v, self.kind).transpose(1, 2).flatten(2))
 
 
 class Transformer(Block):

@@ -1,6 +1,6 @@
 """The autoencoder of the restoration graph: bytes to latent, latent to picture."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,6 @@ from fr_deploy.models.layers import (
 )
 from fr_deploy.models.presets import Preset
 from fr_deploy.models.weights import Weights
-
-if TYPE_CHECKING:
-    pass
 
 VAE_EPS = 1e-6
 

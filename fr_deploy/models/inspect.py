@@ -1,15 +1,17 @@
 """What folding takes out of a preset, stage by stage: counted on the meta device, no weights needed."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from fr_deploy.models.lafr import LafrModel, StaticTime
 from fr_deploy.models.presets import Preset
 from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.models.trace import Trace, trace
+
+if TYPE_CHECKING:  # the folded graph is counted without diffusers
+    from fr_deploy.models.lafr import LafrModel
 
 STAGES = ("encoder", "adapter", "unet", "decoder")
 
@@ -32,19 +34,30 @@ class Stage:
 
 
 def inspect_preset(preset: Preset) -> list[Stage]:
-    """Count the unfolded model and both forms of the folded graph, stage by stage."""
+    """Count the unfolded model and both forms of the folded graph, stage by stage; needs diffusers."""
+    return [*_inspect_model(preset), *inspect_graph(preset)]
+
+
+def inspect_graph(preset: Preset) -> list[Stage]:
+    """Count both forms of the folded graph, stage by stage."""
+    with torch.device("meta"):
+        graph = RestorationGraph(preset).half()
+        graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        return [
+            *_graph_stages("graph", graph.use_kernels(False)),
+            *_graph_stages("kernels", graph.use_kernels(True)),
+        ]
+
+
+def _inspect_model(preset: Preset) -> list[Stage]:
+    from fr_deploy.models.lafr import LafrModel, StaticTime
+
     with torch.device("meta"):
         model = LafrModel(preset).half().eval().requires_grad_(False)
         width = 4 * preset.unet_channels[0]
         model.unet.time_embedding = StaticTime(torch.empty(1, width, dtype=torch.half))
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        graph = RestorationGraph(preset).half()
-        graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        return [
-            *_model_stages(model, preset),
-            *_graph_stages("graph", graph.use_kernels(False)),
-            *_graph_stages("kernels", graph.use_kernels(True)),
-        ]
+        return _model_stages(model, preset)
 
 
 def totals(stages: list[Stage], form: str) -> Stage:
@@ -67,7 +80,7 @@ def to_json(preset: Preset, stages: list[Stage]) -> dict[str, Any]:
     }
 
 
-def _model_stages(model: LafrModel, preset: Preset) -> list[Stage]:
+def _model_stages(model: "LafrModel", preset: Preset) -> list[Stage]:
     faces = torch.empty(1, preset.size, preset.size, 3, dtype=torch.uint8)
 
     def to_picture() -> Tensor:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fr_deploy.errors import ModelError
-from fr_deploy.models.attention import picture_of
+from fr_deploy.models.attend import Kind
+from fr_deploy.models.attention import picture_of, use_attention
 from fr_deploy.models.autoencoder import Decoder, Encoder
 from fr_deploy.models.fold import (
     fold_codebook,
@@ -143,6 +144,11 @@ class RestorationGraph(nn.Module):
     def use_kernels(self, kernels: bool) -> "RestorationGraph":
         """fr_kernels ops (their compiled forms on a GPU), or torch's own."""
         use_kernels(self, kernels)
+        return self
+
+    def use_attention(self, kind: Kind, wide: Kind | None = None) -> "RestorationGraph":
+        """Who computes attention; `wide` for heads of more than 256 channels, by default the same."""
+        use_attention(self, kind, wide or kind)
         return self
 
     def forward(self, faces: Tensor) -> Tensor:

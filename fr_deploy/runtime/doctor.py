@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import fr_deploy
 from fr_deploy.bundle import load_graph
 from fr_deploy.errors import FrDeployError
+from fr_deploy.runtime.agreement import agree, random_pictures
 from fr_deploy.runtime.backend import Backend
 from fr_deploy.runtime.devices import DtypeName, Place, choose_place, no_gpu
 from fr_deploy.runtime.remembered import remember
@@ -44,7 +44,7 @@ class Check:
     milliseconds: float | None = None
     """Of one face, best of a second."""
     psnr_db: float | None = None
-    """Against torch in float32 on the CPU; infinite differences are None."""
+    """Against torch in float32 on the CPU; None when no byte differs."""
 
 
 def facts() -> dict[str, Any]:
@@ -79,7 +79,7 @@ def check_backends(model: str, *, compiled: bool, show: Callable[[Check], None])
         show: called with each result as it comes.
     """
     cpu = Place(torch.device("cpu"), "fp32")
-    face = _picture(load_graph(model).preset.size)
+    face = random_pictures(load_graph(model).preset.size)
     expected = TorchBackend(load_graph(model), cpu).run(face)
     checks: list[Check] = []
     for name, place, make in _candidates(model, cpu, compiled):
@@ -124,8 +124,8 @@ def _check(
     try:
         backend = make()
         got = backend.run(face)
-        difference = (got.double() - expected.double()).square().mean().item()
-        psnr = None if difference == 0 else round(10 * float(np.log10(255**2 / difference)), 1)
+        agreement = agree(got, expected)
+        psnr = round(agreement.psnr, 1) if agreement.largest else None
         least = LEAST_PSNR[backend.dtype]
         if psnr is not None and psnr < least:
             return Check(
@@ -149,14 +149,6 @@ def _best(call: Callable[[], object]) -> float:
         call()
         samples.append(time.perf_counter() - start)
     return min(samples)
-
-
-def _picture(size: int) -> Tensor:
-    """Coarse and fine detail, always the same: uint8 [1, S, S, 3]."""
-    y, x = np.mgrid[:size, :size] / size
-    waves = [np.sin(2 * np.pi * (f * x + g * y)) for f, g in ((1, 2), (3, 1), (17, 23))]
-    shade = np.stack([sum(waves[k:] + waves[:k][::-1]) for k in range(3)], -1)
-    return torch.from_numpy((127.5 + 40 * shade).clip(0, 255).astype(np.uint8)[None])
 
 
 def _version(package: str) -> str | None:

@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Have glibc keep freed blocks of up to a GiB for the next face, for the whole process; False elsewhere.
 
     Else it gives them back and the next face's are zeroed page by page: 8300 page faults for a 512 px face of
-    `lafr-mini`, 20 of 250 ms on two cores of a Zen 3. The process stays as large as it once was.
+    `lafr-mini`, 20 to 50 of 240 ms on two cores of a Zen 3. The process stays as large as it once was.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -7,9 +7,11 @@ from importlib.metadata import version
 
 import torch
 
+from fr_deploy import __version__
 from fr_deploy.atomic import atomic_write
 from fr_deploy.models.restorer import RestorationGraph
 from fr_kernels.cache import cache_dir
+from fr_kernels.native import obstacle
 
 FILE = "cpu-backends.json"
 DEFAULT = "torch-eager"
@@ -42,4 +44,6 @@ def _read() -> dict[str, dict[str, object]]:
 def _key(preset: str) -> str:
     """Of everything that may change which is faster."""
     machine = f"{platform.machine()} {os.cpu_count()} cores"
-    return f"{preset}, {machine}, torch {torch.__version__}, onnxruntime {version('onnxruntime')}"
+    kernels = "torch's operators" if obstacle("conv3x3") else "C++ kernels"
+    packages = f"torch {torch.__version__}, onnxruntime {version('onnxruntime')}"
+    return f"{preset}, {machine}, fr-deploy {__version__}, {kernels}, {packages}"

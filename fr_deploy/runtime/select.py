@@ -11,6 +11,7 @@ from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.runtime.backend import Backend
 from fr_deploy.runtime.devices import Place, choose_place
 from fr_deploy.runtime.memory import keep_freed_memory
+from fr_deploy.runtime.quality import refuse_if_worse_than_saving
 from fr_deploy.runtime.remembered import fastest
 from fr_deploy.runtime.torch_backend import MODES, Mode, TorchBackend
 
@@ -25,6 +26,8 @@ class Request:
     device: str = "auto"
     dtype: str = "auto"
     backend: str = "auto"
+    attention: str = "auto"
+    """As `TorchBackend`."""
     require_gpu: bool = False
     """Fail where "auto" would fall back to the CPU."""
     threads: int | None = None
@@ -40,6 +43,7 @@ class Request:
             "--device": self.device not in ("auto", "cpu") and self.device,
             "--dtype": self.dtype not in ("auto", "fp32") and self.dtype,
             "--backend": self.backend != "auto" and self.backend,
+            "--attention": self.attention != "auto" and self.attention,
             "--require-gpu": self.require_gpu and "",
             "--fixed-bucket": fixed_bucket is not None and fixed_bucket,
         }
@@ -56,7 +60,8 @@ def load_backend(name: str | Path, request: Request) -> Backend:
 
     Raises:
         ModelError, ResourceError: as `load_graph`; no such GPU, or a package is missing.
-        UsageError: an unknown name, or a backend that does not serve the device or number format.
+        UsageError: an unknown name; a backend that does not serve the device or number format; or bfloat16 does
+            not keep the model's faces (`refuse_if_worse_than_saving`).
     """
     if request.backend not in ("auto", *BACKENDS):
         raise UsageError(f"backend is {request.backend!r}; allowed: auto, {', '.join(BACKENDS)}")
@@ -66,9 +71,18 @@ def load_backend(name: str | Path, request: Request) -> Backend:
         keep_freed_memory()
     chosen = request.backend if request.backend != "auto" else _automatic(graph, place)
     if chosen == "onnxruntime":
+        if request.attention != "auto":
+            raise UsageError(
+                f"attention {request.attention} is torch's; onnxruntime computes its own"
+            )
         return onnx_backend(graph, place, threads=request.threads)
     mode: Mode = next(mode for mode in MODES if chosen == f"torch-{mode}")
-    return TorchBackend(graph, place, mode)
+    backend = TorchBackend(graph, place, mode, request.attention)
+    if place.dtype == "bf16":
+        exact = TorchBackend(load_graph(name), Place(place.device, "fp32"))
+        refuse_if_worse_than_saving(backend, exact)
+        exact.close()
+    return backend
 
 
 def _automatic(graph: RestorationGraph, place: Place) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fr_deploy.errors import UsageError
+from fr_deploy.models.attend import check_kind
 from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.runtime.backend import OutOfMemoryError
 from fr_deploy.runtime.devices import DTYPES, Place
@@ -38,7 +39,11 @@ class TorchBackend:
     """`Backend` on torch with fr_kernels' compiled ops, as far as `compiled_ops` finds them."""
 
     def __init__(
-        self, graph: RestorationGraph, place: Place | None = None, mode: Mode = "eager"
+        self,
+        graph: RestorationGraph,
+        place: Place | None = None,
+        mode: Mode = "eager",
+        attention: str = "auto",
     ) -> None:
         """Take a graph over; it is moved and rounded in place.
 
@@ -47,9 +52,12 @@ class TorchBackend:
             place: default: the CPU in float32.
             mode: "graphs" records one CUDA graph for each bucket when it first comes, which removes the gaps between
                 launches; a bucket that cannot be recorded runs eagerly, and a warning says why.
+            attention: one of `KINDS`, "products" for the heads of more than 256 channels that flash kernels do not
+                take; "auto" is torch's own choice for all.
 
         Raises:
-            UsageError: an unknown mode, or CUDA graphs without a GPU.
+            UsageError: an unknown mode or attention, or CUDA graphs without a GPU.
+            ResourceError: xformers is asked for and not installed.
         """
         place = place or Place(torch.device("cpu"), "fp32")
         if mode not in MODES:
@@ -67,6 +75,9 @@ class TorchBackend:
         graph = graph.to(device=place.device, dtype=DTYPES[place.dtype])
         graph = graph.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.graph = graph.use_kernels(compiled_ops(place, mode)).eval()
+        if attention != "auto":
+            wide = {"flash": "products", "cudnn": "products"}.get(attention, attention)
+            self.graph.use_attention(check_kind(attention), check_kind(wide))
         # One compilation a bucket: a dynamic batch keeps inductor from choosing by shape.
         self._call = torch.compile(self.graph, dynamic=False) if mode == "compile" else self.graph
         self._captured: dict[int, _Captured | None] = {}

@@ -11,9 +11,9 @@ SOURCE = "conv3x3"
 ROWS, TILE, SPOTS = 6, 4, 36
 """As in the source: tiles of a panel, outputs of a tile's side, products of a tile."""
 PANELS, MANY_PANELS = 3, 12
-"""Of one block: so few that rows and sums stay in a core's second cache; more where the weights leave the third, and each
-block fetches them anew. On two cores of a Zen 3, 128 channels of 64 x 64: 2.9 ms with 2 and 3.3 with 8; 640 of 32 x 32:
-53 ms with 3 and 36 with 12."""
+"""Of one block: so few that rows and sums stay in a core's second cache; more where the weights leave the third, since
+each block fetches them anew. On two cores of a Zen 3, 128 channels of 64 x 64: 2.9 ms with 2 and 3.3 with 8; 640 of
+32 x 32: 53 ms with 3 and 36 with 12."""
 FEW_BYTES = 4 << 20
 """Of packed weights that stay in a cache."""
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
