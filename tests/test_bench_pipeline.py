@@ -26,6 +26,8 @@ CPU = Place(torch.device("cpu"), "fp32")
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_rows_ratios_and_the_last_line(tmp_path: Path) -> None:
     arguments = [
         "pipeline",

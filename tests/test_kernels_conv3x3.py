@@ -145,11 +145,15 @@ def test_what_is_not_finite_spoils_only_its_tiles() -> None:
 
 @needs_compiler
 def test_auto_takes_what_gains() -> None:
-    def chosen(channels: int, side: int, dtype: torch.dtype = torch.float32) -> bool:
+    def chosen(
+        channels: int, side: int, dtype: torch.dtype = torch.float32, outputs: int = 8
+    ) -> bool:
         x = torch.zeros(1, channels, side, side, dtype=dtype)
-        return conv3x3_on_cpu(x, torch.zeros(8, channels, 3, 3, dtype=dtype), 1)
+        return conv3x3_on_cpu(x, torch.zeros(outputs, channels, 3, 3, dtype=dtype), 1)
 
     assert chosen(16, 16)
+    assert chosen(640, 16, outputs=640)
+    assert not chosen(1280, 16, outputs=1280), "as much memory again"
     assert not chosen(15, 16), "few channels"
     assert not chosen(16, 15), "few pixels"
     assert not chosen(16, 16, torch.bfloat16)

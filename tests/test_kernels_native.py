@@ -26,11 +26,12 @@ needs_compiler = pytest.mark.skipif(
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Path]:
     """An empty cache folder, and nothing loaded."""
     monkeypatch.setenv("FR_DEPLOY_CACHE", str(tmp_path))
-    native.library.cache_clear()
-    native._entry.cache_clear()
+    kept = (native.obstacle, native.library, native._entry)
+    for function in kept:
+        function.cache_clear()
     yield tmp_path / "native"
-    native.library.cache_clear()
-    native._entry.cache_clear()
+    for function in kept:
+        function.cache_clear()
 
 
 @needs_compiler

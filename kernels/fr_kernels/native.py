@@ -28,8 +28,9 @@ SECONDS = 120
 """Of one run of the compiler, at most."""
 
 
+@cache
 def obstacle(source: str) -> str:
-    """Why a source cannot be compiled and loaded here; empty when it is."""
+    """Why a source cannot be compiled and loaded here, asked once; empty when it is."""
     try:
         library(source)
     except KernelUnavailableError as error:

@@ -54,13 +54,14 @@ def default_settings(part: str, dtype: torch.dtype, rows: int, head: int) -> Set
     image of 20 heads fewer programs than a large GPU has multiprocessors (L = 256: 80 against 160). Masks cost
     registers: with 64 keys the forward spills 16 bytes on sm_80 at a width of 128 and 112 on sm_100 at 32; dkv with 64
     queries spills 88 on sm_120 at 64. float32 has no matrix instruction of its precision, so its operands lie in
-    registers too: dkv of 32 x 32 spills at 64 on sm_100, 8 bytes with 8 warps and 28 with 16 (Triton 3.6).
+    registers too: dkv spills at 64 on sm_100, 8 bytes with 8 warps and, in one stage with Triton 3.6, 28 with 16; at
+    128 it spills 32 on sm_80 with 16.
     """
     wide = width_of(head) > 64
     if dtype is torch.float32:
-        keys = 16 if wide and part == "dq" else 32
-        rows = 16 if part == "dkv" and not wide else keys
-        return Settings({"ROWS": rows, "KEYS": keys}, num_warps=8, num_stages=1)
+        side = 16 if wide and part == "dq" else 32
+        warps, stages = (16, 2) if part == "dkv" and not wide else (8, 1)
+        return Settings({"ROWS": side, "KEYS": side}, warps, stages)
     if part == "dq":
         return Settings({"ROWS": 64, "KEYS": 32}, num_warps=4, num_stages=2)
     if part == "dkv":

@@ -22,7 +22,7 @@ def _forward(
 ) -> Tensor:
     unfit = plan.unfit(x, weight, (bias, residual, packed))
     if impl == Impl.AUTO:
-        unfit = unfit or plan.slow(x, padding)
+        unfit = unfit or plan.slow(x, weight, padding)
     if resolve("conv3x3", impl, (x, weight), (Impl.CPU,), unfit_on_cpu=unfit) is Impl.CPU:
         from fr_kernels.conv3x3 import cpu_impl
 
@@ -148,7 +148,7 @@ def conv3x3(
 
 def conv3x3_on_cpu(x: Tensor, weight: Tensor, padding: int) -> bool:
     """Whether `conv3x3` would choose its CPU form, for which a weight is worth packing; arguments as there."""
-    if x.device.type != "cpu" or plan.unfit(x, weight, ()) or plan.slow(x, padding):
+    if x.device.type != "cpu" or plan.unfit(x, weight, ()) or plan.slow(x, weight, padding):
         return False
     from fr_kernels.native import obstacle
 
