@@ -28,6 +28,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "toy"
 
 
+@pytest.mark.slow
 def test_every_backend_is_tried_and_the_faster_one_remembered(bundle: Path) -> None:
     done = CliRunner().invoke(main, ["doctor", "--model", str(bundle), "--json"])
     assert done.exit_code == 0, done.output

@@ -96,6 +96,7 @@ def test_a_stage_starts_from_a_bundle(corpus: Path, run: Path, tmp_path: Path) -
         fit(recipe, RunOptions(corpus, tmp_path / "other", "lafr-mini"), _quiet)
 
 
+@pytest.mark.slow
 def test_the_vae_learns(corpus: Path, tmp_path: Path) -> None:
     recipe = replace(recipe_for("lafr-toy", "vae"), images=480)
     fit(recipe, RunOptions(corpus, tmp_path, log_every=8), _quiet)
