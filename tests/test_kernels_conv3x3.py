@@ -83,8 +83,8 @@ def test_the_budget_holds_for_the_mean_error_too(channels: int) -> None:
 
 
 @needs_compiler
-def test_points_are_exact_and_the_transforms_invert() -> None:
-    """A picture with one pixel set gives the weight's taps: the transforms are of whole and half powers of two."""
+def test_one_pixel_gives_the_taps() -> None:
+    """A picture with one pixel set gives the weight's taps, to a few roundings of what is in the tile."""
     x = torch.zeros(1, 16, 9, 9)
     x[0, 3, 4, 4] = 1
     weight = torch.randn(32, 16, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -170,11 +170,24 @@ def test_empty_batch(impl: str) -> None:
 
 
 def test_operator_contract() -> None:
-    for dtype in (torch.float32, torch.float64, torch.float16):
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         x, weight, bias, residual = (t.to(dtype).requires_grad_() for t in data((2, 3, 6, 5), 4, 1))
         op = torch.ops.fr_kernels.conv3x3.default
         check_operator(op, x, weight, bias, residual, 1, None, "reference")
         check_operator(op, x, weight, None, None, 0, None, "reference")
+
+
+def test_gradcheck() -> None:
+    leaves = [t.double().requires_grad_() for t in data((2, 3, 4, 5), 2, 1)]
+    assert torch.autograd.gradcheck(ours("reference", 1), leaves)
+
+
+@needs_compiler
+def test_a_packed_weight_of_another_shape_is_refused() -> None:
+    x, weight, *_ = data((1, 16, 6, 5), 40, 1)
+    for wrong in (pack_conv3x3(weight[:3]), pack_conv3x3(weight)[:, :, :8]):
+        with pytest.raises(ValueError, match=r"packed is .*; expected contiguous \(36, "):
+            conv3x3(x, weight, packed=wrong, impl="cpu")
 
 
 def test_it_compiles_whole() -> None:

@@ -26,7 +26,7 @@ def pack(weight: Tensor) -> Tensor:
     wide: two vectors of the CPU at hand, so a packed weight is not for another machine.
     """
     outputs, inputs = weight.shape[:2]
-    wide = 2 * native.call(SOURCE, "lanes")
+    wide = _wide()
     g = _transform()
     spots = torch.einsum("ij,ocjk,lk->iloc", g, weight.detach().double(), g).flatten(0, 1)
     packed = spots.new_zeros(SPOTS, -(-outputs // wide) * wide, inputs, dtype=torch.float32)
@@ -43,7 +43,7 @@ def conv3x3(
     packed: Tensor | None,
 ) -> Tensor:
     """See `reference.conv3x3`."""
-    packed = pack(weight) if packed is None else packed
+    packed = pack(weight) if packed is None else _checked(packed, weight)
     x = x.contiguous(memory_format=torch.channels_last)
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
@@ -60,6 +60,27 @@ def conv3x3(
         batch, height, width, inputs, outputs, padding, panels, threads,
     )  # fmt: skip
     return y
+
+
+def _checked(packed: Tensor, weight: Tensor) -> Tensor:
+    """Of another shape it would be read beyond its end.
+
+    Raises:
+        ValueError: it is not of a weight of this shape on this machine.
+    """
+    outputs, inputs = weight.shape[:2]
+    expected = (SPOTS, -(-outputs // _wide()), inputs, _wide())
+    if packed.shape != expected or not packed.is_contiguous():
+        raise ValueError(
+            f"packed is {tuple(packed.shape)}; expected contiguous {expected}, as pack_conv3x3 makes it here"
+        )
+    return packed
+
+
+@cache
+def _wide() -> int:
+    """Outputs of one product: two vectors."""
+    return 2 * native.call(SOURCE, "lanes")
 
 
 @cache
