@@ -18,16 +18,16 @@ from kernel_checks import (
     poisoned,
     results,
     strided,
-    within_budget,
 )
 
 needs_compiler = pytest.mark.skipif(bool(native.obstacle("conv3x3")), reason=NO_COMPILER)
 # [batch, inputs, height, width], outputs, padding: whole tiles and parts of them, vectors and their ends.
 SHAPES = [
     ((1, 64, 32, 32), 64, 1),
-    ((2, 24, 13, 9), 5, 0),
-    ((3, 37, 8, 17), 21, 1),
-    ((1, 16, 3, 3), 1, 0),
+    ((2, 50, 13, 9), 5, 0),
+    ((3, 53, 8, 17), 21, 1),
+    ((1, 48, 64, 64), 128, 1),
+    ((9, 48, 3, 3), 65, 0),
     ((1, 130, 1, 6), 33, 1),
 ]
 
@@ -85,9 +85,9 @@ def test_the_budget_holds_for_the_mean_error_too(channels: int) -> None:
 @needs_compiler
 def test_one_pixel_gives_the_taps() -> None:
     """A picture with one pixel set gives the weight's taps, to a few roundings of what is in the tile."""
-    x = torch.zeros(1, 16, 9, 9)
+    x = torch.zeros(1, 48, 9, 9)
     x[0, 3, 4, 4] = 1
-    weight = torch.randn(32, 16, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(32, 48, 3, 3, generator=torch.Generator().manual_seed(0))
     y = conv3x3(x, weight, impl="cpu")
     torch.testing.assert_close(y[0, :, 3:6, 3:6], weight[:, 3].flip(1, 2), rtol=0, atol=2e-6)
     outside = y.clone()
@@ -97,7 +97,7 @@ def test_one_pixel_gives_the_taps() -> None:
 
 @needs_compiler
 def test_neither_batch_nor_threads_nor_packing_change_a_bit() -> None:
-    x, weight, bias, residual = data((5, 40, 20, 12), 24, 1)
+    x, weight, bias, residual = data((5, 56, 20, 12), 24, 1)
     expected = conv3x3(x, weight, bias, residual, impl="cpu")
     packed = pack_conv3x3(weight)
     assert torch.equal(conv3x3(x, weight, bias, residual, packed=packed, impl="cpu"), expected)
@@ -115,7 +115,7 @@ def test_neither_batch_nor_threads_nor_packing_change_a_bit() -> None:
 @needs_compiler
 @pytest.mark.parametrize("most", [1, 2, 3, 12])
 def test_the_size_of_a_block_changes_no_bit(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, *_ = data((2, 33, 23, 18), 40, 1)
+    x, weight, *_ = data((2, 49, 23, 18), 40, 1)
     expected = conv3x3(x, weight, impl="cpu")
     monkeypatch.setattr(cpu_impl, "PANELS", most)
     assert torch.equal(conv3x3(x, weight, impl="cpu"), expected)
@@ -123,7 +123,7 @@ def test_the_size_of_a_block_changes_no_bit(most: int, monkeypatch: pytest.Monke
 
 @needs_compiler
 def test_strides_do_not_matter() -> None:
-    inputs = data((2, 24, 10, 7), 9, 1)
+    inputs = data((2, 48, 10, 7), 9, 1)
     expected = conv3x3(*inputs, impl="cpu")
     for changed in (
         [strided(t) for t in inputs],
@@ -135,7 +135,7 @@ def test_strides_do_not_matter() -> None:
 
 @needs_compiler
 def test_what_is_not_finite_spoils_only_its_tiles() -> None:
-    x, weight, bias, _ = data((1, 16, 24, 24), 8, 1)
+    x, weight, bias, _ = data((1, 48, 24, 24), 8, 1)
     clean = conv3x3(x, weight, bias, impl="cpu")
     x[0, 2, 1, 1] = float("nan")
     got = conv3x3(x, weight, bias, impl="cpu")
@@ -151,19 +151,19 @@ def test_auto_takes_what_gains() -> None:
         x = torch.zeros(1, channels, side, side, dtype=dtype)
         return conv3x3_on_cpu(x, torch.zeros(outputs, channels, 3, 3, dtype=dtype), 1)
 
-    assert chosen(16, 16)
+    assert chosen(48, 16)
     assert chosen(640, 16, outputs=640)
     assert not chosen(1280, 16, outputs=1280), "as much memory again"
-    assert not chosen(15, 16), "few channels"
-    assert not chosen(16, 15), "few pixels"
-    assert not chosen(16, 16, torch.bfloat16)
-    x = torch.zeros(1, 16, 16, 16, device="meta")
-    assert not conv3x3_on_cpu(x, x.new_zeros(8, 16, 3, 3), 1)
+    assert not chosen(47, 16), "few channels"
+    assert not chosen(48, 15), "few pixels"
+    assert not chosen(48, 16, torch.bfloat16)
+    x = torch.zeros(1, 48, 16, 16, device="meta")
+    assert not conv3x3_on_cpu(x, x.new_zeros(8, 48, 3, 3), 1)
 
 
 @pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=needs_compiler)])
 def test_empty_batch(impl: str) -> None:
-    inputs = data((0, 16, 6, 5), 4, 1)
+    inputs = data((0, 48, 6, 5), 4, 1)
     got = results(ours(impl, 1), inputs)
     assert [t.shape for t in got] == [(0, 4, 6, 5), *(t.shape for t in inputs)]
     assert not any(t.any() for t in got)
@@ -184,7 +184,7 @@ def test_gradcheck() -> None:
 
 @needs_compiler
 def test_a_packed_weight_of_another_shape_is_refused() -> None:
-    x, weight, *_ = data((1, 16, 6, 5), 40, 1)
+    x, weight, *_ = data((1, 48, 6, 5), 40, 1)
     for wrong in (pack_conv3x3(weight[:3]), pack_conv3x3(weight)[:, :, :8]):
         with pytest.raises(ValueError, match=r"packed is .*; expected contiguous \(36, "):
             conv3x3(x, weight, packed=wrong, impl="cpu")
@@ -221,11 +221,8 @@ def test_wrong_calls() -> None:
 
 @needs_compiler
 def test_an_explicit_request_never_falls_back() -> None:
-    x, weight, *_ = data((1, 16, 6, 5), 3, 1)
+    x, weight, *_ = data((1, 48, 6, 5), 3, 1)
     with pytest.raises(KernelUnavailableError, match=r"float16, and it computes in float32 alone"):
         conv3x3(x.half(), weight.half(), impl="cpu")
-    with pytest.raises(KernelUnavailableError, match="15 input channels are fewer than 16"):
-        conv3x3(x[:, :15], weight[:, :15], impl="cpu")
-    exact = F.conv2d(x.double(), weight.double(), padding=1)
-    eager = F.conv2d(x, weight, padding=1)
-    within_budget(conv3x3(x, weight, impl="cpu"), eager, exact)
+    with pytest.raises(KernelUnavailableError, match="47 input channels are fewer than 48"):
+        conv3x3(x[:, :47], weight[:, :47], impl="cpu")

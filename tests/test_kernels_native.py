@@ -78,7 +78,7 @@ def test_without_a_compiler_the_reason_is_given(
     monkeypatch.setenv("CXX", "no-such-compiler")
     reason = native.obstacle("conv3x3")
     assert reason == "there is no C++ compiler no-such-compiler (CXX) (apt install g++)"
-    x, weight = torch.randn(1, 16, 16, 16), torch.randn(4, 16, 3, 3)
+    x, weight = torch.randn(1, 48, 16, 16), torch.randn(4, 48, 3, 3)
     with pytest.raises(KernelUnavailableError, match='impl="cpu" was asked for, but there is no'):
         conv3x3(x, weight, impl="cpu")
     assert torch.equal(conv3x3(x, weight), conv3x3(x, weight, impl="reference"))
@@ -118,7 +118,7 @@ def test_narrower_vectors_give_the_same_picture(lanes: str, tmp_path: Path) -> N
         f"native.OPTIONS = (*native.OPTIONS, *{lanes.split()})\n"
         "print(native.call('conv3x3', 'lanes'))\n"
         "g = torch.Generator().manual_seed(0)\n"
-        "x, w = torch.randn(1, 21, 17, 18, generator=g), torch.randn(19, 21, 3, 3, generator=g)\n"
+        "x, w = torch.randn(1, 51, 17, 18, generator=g), torch.randn(19, 51, 3, 3, generator=g)\n"
         "y = conv3x3(x, w, impl='cpu')\n"
         "torch.testing.assert_close(y, conv3x3(x, w, impl='reference'), rtol=1e-5, atol=1e-4)\n"
         "given = (x, x[0, :, 0, 0], x[0, :, 1, 1], 3)\n"

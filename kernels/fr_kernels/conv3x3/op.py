@@ -113,7 +113,7 @@ def conv3x3(
         residual: added to the result, in its shape and dtype.
         padding: 0 or 1, of zeros.
         packed: `pack_conv3x3(weight)`, which else is made in each call.
-        impl: "auto", "reference" or "cpu" (float32 on a CPU, 16 input channels, and a C++ compiler).
+        impl: "auto", "reference" or "cpu" (float32 on a CPU, 48 input channels, and a C++ compiler).
 
     Returns:
         [B, O, H + 2 padding - 2, W + 2 padding - 2] in the dtype of `x`, channels_last; differentiable in x, weight,
