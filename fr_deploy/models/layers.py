@@ -2,7 +2,7 @@
 
 With `kernels`, convolutions leave their bias to the next norm, which adds it and the residual as it reads them
 (`fr_kernels.group_norm_silu`: cuDNN adds a bias in a launch of its own); on a CPU in float32 those of 3x3 are
-`fr_kernels.conv3x3`, which adds it as it writes. Without, the layers are torch's own ops: what every exporter knows.
+`fr_kernels.conv3x3` and `upsample_conv`, which add it as they write. Without, the layers are torch's own ops: what every exporter knows.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from fr_deploy.models.fold import Affine, fold_time, fold_upsample, fold_upsample_transposed
 from fr_deploy.models.weights import Weights
-from fr_kernels import conv3x3, conv3x3_on_cpu, group_norm_silu, pack_conv3x3, phase_shuffle, settle
+from fr_kernels import (
+    conv3x3,
+    conv3x3_on_cpu,
+    group_norm_silu,
+    pack_conv3x3,
+    pack_upsample_conv,
+    phase_shuffle,
+    settle,
+    upsample_conv,
+    upsample_conv_on_cpu,
+)
 
 
 class Stream(NamedTuple):
@@ -102,6 +112,21 @@ class Island(Layer):
         return super()._apply(wide, recurse)
 
 
+class Packed:
+    """A weight as a CPU's kernel reads it, made anew when it was written or moved."""
+
+    def __init__(self, pack: Callable[[Tensor], Tensor]) -> None:
+        self._pack = pack
+        self._made: tuple[tuple[int, int], Tensor] | None = None
+
+    def of(self, weight: Tensor) -> Tensor:
+        """`pack(weight)`."""
+        state = weight.data_ptr(), weight._version
+        if self._made is None or self._made[0] != state:
+            self._made = state, self._pack(weight)
+        return self._made[1]
+
+
 class Conv(Layer):
     """A convolution, [B, I, H, W] -> `Stream` of [B, O, H', W']."""
 
@@ -112,14 +137,14 @@ class Conv(Layer):
         self.weight = nn.Parameter(torch.empty(outputs, inputs, size, size))
         self.bias = nn.Parameter(torch.empty(outputs))
         self.stride, self.padding = stride, padding
-        self._packed: tuple[tuple[int, int], Tensor] | None = None
+        self._packed = Packed(pack_conv3x3)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Stream:
         """What is added is left to the next norm, but for a bias without kernels, and all on a CPU with them."""
         weight, padding = self.weight, self.padding
         if self.kernels and self._plain and conv3x3_on_cpu(x, weight, padding):
             given = (x, weight, self.bias, residual)
-            return Stream(conv3x3(*given, padding=padding, packed=self._pack()))
+            return Stream(conv3x3(*given, padding=padding, packed=self._packed.of(weight)))
         bias = None if self.kernels else self.bias
         y = F.conv2d(x, weight, bias, self.stride, padding)
         return Stream(y, residual, self.bias if self.kernels else None)
@@ -127,13 +152,6 @@ class Conv(Layer):
     @property
     def _plain(self) -> bool:
         return self.stride == 1 and self.weight.shape[2:] == (3, 3)
-
-    def _pack(self) -> Tensor:
-        """The weight as the CPU's kernel reads it, made anew when it was written or moved."""
-        state = self.weight.data_ptr(), self.weight._version
-        if self._packed is None or self._packed[0] != state:
-            self._packed = state, pack_conv3x3(self.weight)
-        return self._packed[1]
 
 
 class Upsample(Layer):
@@ -143,6 +161,7 @@ class Upsample(Layer):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(4 * outputs, inputs, 2, 2))
         self.bias = nn.Parameter(torch.empty(outputs))
+        self._packed = Packed(pack_upsample_conv)
 
     def fold(self, w: Weights) -> None:
         """From the convolution `w`."""
@@ -150,7 +169,10 @@ class Upsample(Layer):
         store(self, Affine(fold_upsample(conv).weight, conv.bias))
 
     def forward(self, x: Tensor) -> Stream:
-        """As `Conv`; with kernels the shuffle, too, is left to the next norm."""
+        """As `Conv`; with kernels the shuffle, too, is left to the next norm, but on a CPU."""
+        if self.kernels and upsample_conv_on_cpu(x, self.weight):
+            packed = self._packed.of(self.weight)
+            return Stream(upsample_conv(x, self.weight, self.bias, packed=packed))
         if self.kernels:
             y = F.conv2d(x, self.weight, None, padding=1)
             return Stream(y, bias=self.bias, shuffled=True)

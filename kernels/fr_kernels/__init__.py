@@ -13,6 +13,7 @@ from fr_kernels.phase_shuffle.op import phase_shuffle
 from fr_kernels.sdfm_gate.op import sdfm_gate
 from fr_kernels.sdfm_gate.reference import SdfmWeights
 from fr_kernels.settle.op import settle
+from fr_kernels.upsample_conv.op import pack_upsample_conv, upsample_conv, upsample_conv_on_cpu
 
 __all__ = [
     "ArgminResult",
@@ -29,9 +30,12 @@ __all__ = [
     "layer_norm",
     "nearest_code",
     "pack_conv3x3",
+    "pack_upsample_conv",
     "paste_faces",
     "phase_shuffle",
     "sdfm_gate",
     "settle",
     "soft_lookup",
+    "upsample_conv",
+    "upsample_conv_on_cpu",
 ]

@@ -110,7 +110,8 @@ def _compile(source: str, path: Path) -> Path:
 def _key(source: str) -> str:
     """SHA-256 of all that decides what the compiler makes: sources, options, itself, and what it knows of the CPU."""
     compiler, folder = _compiler(), source_folder()
-    texts = [(folder / name).read_text(encoding="utf-8") for name in (f"{source}.cpp", "vec.h")]
+    files = [folder / f"{source}.cpp", *sorted(folder.glob("*.h"))]
+    texts = [file.read_text(encoding="utf-8") for file in files]
     macros = _run(compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull)
     parts = (*texts, *OPTIONS, _run(compiler, "--version"), macros)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

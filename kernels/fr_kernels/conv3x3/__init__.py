@@ -1,1 +1,1 @@
-"""The additions that a picture still awaits where no norm follows to make them."""
+"""The 3x3 convolution with stride 1."""

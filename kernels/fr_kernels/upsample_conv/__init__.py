@@ -1,0 +1,1 @@
+"""Nearest 2x upsampling and a 3x3 convolution, folded into one."""
