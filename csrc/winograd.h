@@ -89,7 +89,7 @@ template <class Form, class Write>
 static void winograd(const Picture &p, int64_t batch, float *scratch, int64_t panels, int64_t threads, Write write) {
   constexpr int64_t SPOTS = Form::PATCH * Form::PATCH;
   int64_t tiles = batch * p.each, row = padded(p.inputs, LANES), sum_row = padded(p.outputs, WIDE);
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (int64_t first = 0; first < tiles; first += panels * ROWS) {
     float *rows = scratch + omp_get_thread_num() * scratch_of(SPOTS, p.inputs, p.outputs, panels); // [panel, SPOTS, ROWS, row]
     float *sums = rows + panels * ROWS * SPOTS * row;                                            // [panel, SPOTS, ROWS, sum_row]

@@ -184,6 +184,12 @@ def fold_upsample_transposed(conv: Affine) -> Affine:
     return Affine(taps.transpose(0, 1).contiguous(), conv.bias)
 
 
+def phases_of_transposed(weight: Tensor) -> Tensor:
+    """The weight of `fold_upsample` from that of `fold_upsample_transposed`: the same numbers, [I, O, 4, 4] -> [4 O, I, 2, 2]."""
+    weight, taps = weight.transpose(0, 1), ([3, 1], [2, 0])  # of a phase, as `_interleaved` spread them
+    return torch.cat([weight[:, :, rows][..., columns] for rows in taps for columns in taps])
+
+
 def _interleaved(weight: Tensor, axis: int) -> Tensor:
     """The two phases' taps along an axis in the order in which a transposed convolution spreads them."""
     (a, bc), (ab, c) = (_merged(weight, axis, phase).unbind(axis) for phase in (0, 1))

@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fr_deploy.models.fold import Affine, fold_time, fold_upsample, fold_upsample_transposed
+from fr_deploy.models.fold import (
+    Affine,
+    fold_time,
+    fold_upsample,
+    fold_upsample_transposed,
+    phases_of_transposed,
+)
 from fr_deploy.models.weights import Weights
 from fr_kernels import (
     conv3x3,
@@ -62,6 +68,7 @@ class Layer(nn.Module):
 
 
 M = TypeVar("M", bound=nn.Module)
+P = TypeVar("P")
 
 
 class Stack(nn.ModuleList, Generic[M]):
@@ -112,14 +119,25 @@ class Island(Layer):
         return super()._apply(wide, recurse)
 
 
-class Packed:
-    """A weight as a CPU's kernel reads it, made anew when it was written or moved."""
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution: [B, I, H, W] -> [B, O, H, W].
 
-    def __init__(self, pack: Callable[[Tensor], Tensor]) -> None:
+    On a CPU as a matrix product: 192 to 96 channels of 64 x 64 take 1.1 ms of two cores of a Zen 3 in place of
+    oneDNN's 1.8.
+    """
+    if x.device.type == "cpu" and not torch.compiler.is_exporting():
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias)
+
+
+class Packed(Generic[P]):
+    """What a CPU's kernel reads in place of a weight, made anew when that was written or moved."""
+
+    def __init__(self, pack: Callable[[Tensor], P]) -> None:
         self._pack = pack
-        self._made: tuple[tuple[int, int], Tensor] | None = None
+        self._made: tuple[tuple[int, int], P] | None = None
 
-    def of(self, weight: Tensor) -> Tensor:
+    def of(self, weight: Tensor) -> P:
         """`pack(weight)`."""
         state = weight.data_ptr(), weight._version
         if self._made is None or self._made[0] != state:
@@ -146,7 +164,10 @@ class Conv(Layer):
             given = (x, weight, self.bias, residual)
             return Stream(conv3x3(*given, padding=padding, packed=self._packed.of(weight)))
         bias = None if self.kernels else self.bias
-        y = F.conv2d(x, weight, bias, self.stride, padding)
+        if weight.shape[2:] == (1, 1):
+            y = pointwise(x, weight, bias)
+        else:
+            y = F.conv2d(x, weight, bias, self.stride, padding)
         return Stream(y, residual, self.bias if self.kernels else None)
 
     @property
@@ -170,7 +191,7 @@ class Upsample(Layer):
 
     def forward(self, x: Tensor) -> Stream:
         """As `Conv`; with kernels the shuffle, too, is left to the next norm, but on a CPU."""
-        if self.kernels and upsample_conv_on_cpu(x, self.weight):
+        if self.kernels and upsample_conv_on_cpu(x, len(self.bias)):
             packed = self._packed.of(self.weight)
             return Stream(upsample_conv(x, self.weight, self.bias, packed=packed))
         if self.kernels:
@@ -186,6 +207,7 @@ class TransposedUpsample(Layer):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(inputs, outputs, 4, 4))
         self.bias = nn.Parameter(torch.empty(outputs))
+        self._packed = Packed(_phases_and_packed)
 
     def fold(self, w: Weights) -> None:
         """From the convolution `w`."""
@@ -193,9 +215,17 @@ class TransposedUpsample(Layer):
 
     def forward(self, x: Tensor) -> Stream:
         """As `Conv`."""
+        if self.kernels and upsample_conv_on_cpu(x, len(self.bias)):
+            weight, packed = self._packed.of(self.weight)
+            return Stream(upsample_conv(x, weight, self.bias, packed=packed))
         bias = None if self.kernels else self.bias
         y = F.conv_transpose2d(x, self.weight, bias, stride=2, padding=1)
         return Stream(y, bias=self.bias if self.kernels else None)
+
+
+def _phases_and_packed(weight: Tensor) -> tuple[Tensor, Tensor]:
+    phases = phases_of_transposed(weight)
+    return phases, pack_upsample_conv(phases)
 
 
 class Norm(Layer):
@@ -260,7 +290,7 @@ class ResBlock(Block):
         """The block's output, and its settled input."""
         y, h = self.norm1(stream)
         y, _ = self.norm2(self.conv1(y))
-        around = h if self.shortcut is None else F.conv2d(h, self.shortcut)
+        around = h if self.shortcut is None else pointwise(h, self.shortcut)
         return self.conv2(y, around), h
 
 

@@ -10,7 +10,7 @@ from fr_kernels import native
 
 ROWS = 6
 """As in the source: tiles of a panel."""
-PANELS, MANY_PANELS = 3, 12
+PANELS, MANY_PANELS = 2, 12
 """Of one block: so few that rows and sums stay in a core's second cache; more where the weights leave the third, since
 each block fetches them anew. On two cores of a Zen 3, 128 channels of 64 x 64: 2.9 ms with 2 and 3.3 with 8; 640 of
 32 x 32: 53 ms with 3 and 36 with 12."""
@@ -77,11 +77,15 @@ def checked(form: Form, packed: Tensor, phases: int, outputs: int, inputs: int) 
 
 
 def panels_of(tiles: int, threads: int, packed: Tensor) -> int:
-    """Panels of one block, so that all threads get as many blocks."""
+    """Panels of one block, the most with which the busiest thread has least to do."""
     most = PANELS if packed.nbytes <= FEW_BYTES else MANY_PANELS
     panels = -(-tiles // ROWS)
-    rounds = max(-(-panels // (threads * most)), 1)
-    return max(-(-panels // (threads * rounds)), 1)
+
+    def busiest(block: int) -> int:
+        blocks = -(-panels // block)
+        return -(-blocks // threads) * block
+
+    return min(range(most, 0, -1), key=busiest)
 
 
 @cache

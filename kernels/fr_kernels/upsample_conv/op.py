@@ -14,9 +14,9 @@ from fr_kernels.upsample_conv import plan, reference
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None, impl: str
 ) -> Tensor:
-    unfit = plan.unfit(x, weight, (bias, packed))
+    unfit = plan.unfit(x, weight, bias, packed)
     if impl == Impl.AUTO:
-        unfit = unfit or plan.slow(x, weight)
+        unfit = unfit or plan.slow(x, len(weight) // 4)
     if resolve("upsample_conv", impl, (x, weight), (Impl.CPU,), unfit_on_cpu=unfit) is Impl.CPU:
         from fr_kernels.upsample_conv import cpu_impl
 
@@ -119,9 +119,14 @@ def upsample_conv(
     return _forward(x, weight, bias, packed, impl)
 
 
-def upsample_conv_on_cpu(x: Tensor, weight: Tensor) -> bool:
-    """Whether `upsample_conv` would choose its CPU form, for which a weight is worth packing; arguments as there."""
-    if x.device.type != "cpu" or plan.unfit(x, weight, ()) or plan.slow(x, weight):
+def upsample_conv_on_cpu(x: Tensor, outputs: int) -> bool:
+    """Whether `upsample_conv` would choose its CPU form, for which a weight is worth packing.
+
+    Args:
+        x: as there; the weight is of its dtype.
+        outputs: channels of the result.
+    """
+    if x.device.type != "cpu" or plan.unfit(x) or plan.slow(x, outputs):
         return False
     from fr_kernels.native import obstacle
 

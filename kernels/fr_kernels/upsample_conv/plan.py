@@ -11,20 +11,19 @@ MOST_BYTES = 64 << 20
 """Of a transformed weight, enough for 512 x 512 channels."""
 
 
-def unfit(x: Tensor, weight: Tensor, others: tuple[Tensor | None, ...]) -> str:
+def unfit(*tensors: Tensor | None) -> str:
     """Why it cannot take them; empty when it can."""
-    given = [t for t in (x, weight, *others) if t is not None]
-    wrong = next((t.dtype for t in given if t.dtype != torch.float32), None)
+    given = (t.dtype for t in tensors if t is not None)
+    wrong = next((dtype for dtype in given if dtype != torch.float32), None)
     return "" if wrong is None else f"a tensor is {wrong}, and it computes in float32 alone"
 
 
-def slow(x: Tensor, weight: Tensor) -> str:
+def slow(x: Tensor, outputs: int) -> str:
     """Why it would gain little; empty when it gains much."""
-    outputs, inputs = weight.shape[0] // 4, weight.shape[1]
+    inputs, height, width = x.shape[1:]
     if min(outputs, inputs) < LEAST_CHANNELS:
         return f"{inputs} to {outputs} channels; {LEAST_CHANNELS} are worth it"
     if (size := 4 * 16 * 4 * outputs * inputs) > MOST_BYTES:
         return f"its transformed weight would be {size >> 20} MiB; {MOST_BYTES >> 20} are worth it"
-    height, width = x.shape[2:]
     few = height * width < LEAST_PIXELS
     return f"{height} x {width} pixels are fewer than {LEAST_PIXELS}" if few else ""
