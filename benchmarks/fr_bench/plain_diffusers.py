@@ -5,9 +5,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from fr_deploy.models.lafr import LafrModel
+from fr_kernels import conv3x3, conv3x3_on_cpu, group_norm_silu, pack_conv3x3
 
 
 class PlainDiffusers:
@@ -55,3 +56,44 @@ class PlainDiffusers:
         image = F.pixel_shuffle(self.decode((clean / self.scaling).to(like.dtype)), self.patch)
         pixels = (image.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         return (pixels * 255).round().to(torch.uint8).cpu()
+
+
+def on_kernels(model: LafrModel) -> LafrModel:
+    """The unfolded model with fr_kernels ops in place of its own, one for one, as the folded graph has them on a CPU.
+
+    Args:
+        model: float32 on the CPU, in channels_last; it is changed.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d) and child.kernel_size == (3, 3):
+                setattr(module, name, _Conv(child))
+            elif isinstance(child, nn.GroupNorm):
+                setattr(module, name, _Norm(child))
+    return model
+
+
+class _Conv(nn.Module):
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        fits = conv.stride == (1, 1) and conv.padding == (1, 1)
+        self.packed = pack_conv3x3(conv.weight) if fits else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        if self.packed is None or not conv3x3_on_cpu(x, conv.weight, 1):
+            return conv(x)
+        return conv3x3(x, conv.weight, conv.bias, packed=self.packed)
+
+
+class _Norm(nn.Module):
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        if x.ndim != 4:  # the attention of a VAE norms [B, C, N]
+            return norm(x)
+        return group_norm_silu(x, norm.weight, norm.bias, norm.num_groups, "none", eps=norm.eps).y

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # without diffusers the peers that need it are left out
 Run = Callable[[Tensor], Tensor]
 """uint8 [B, S, S, 3] on the CPU -> the same."""
 DIFFUSERS, COMPILED, UNFOLDED = "diffusers eager", "diffusers compile", "unfolded channels_last"
+UNFOLDED_KERNELS = "unfolded, kernels"
 FOLDED, KERNELS, GRAPHS, OURS_COMPILED, ONNX = (
     "folded", "folded, kernels", "folded, kernels, CUDA graph", "folded, compile", "folded, onnxruntime",
 )  # fmt: skip
@@ -113,7 +114,10 @@ def techniques(source: Source) -> list[Technique]:
         ]
     elif source.place.dtype == "fp32":
         if compiled_ops(source.place):
-            made.append(Technique(KERNELS, lambda: _torch(source, "eager")))
+            made += [
+                Technique(UNFOLDED_KERNELS, lambda: _unfolded_on_kernels(source), "", True),
+                Technique(KERNELS, lambda: _torch(source, "eager")),
+            ]
         made.append(Technique(ONNX, lambda: onnx_backend(source.graph(), source.place).run))
     return made
 
@@ -122,6 +126,12 @@ def _plain(model: "LafrModel", *, compiled: bool = False) -> Run:
     from fr_bench.plain_diffusers import PlainDiffusers
 
     return PlainDiffusers(model, compiled=compiled)
+
+
+def _unfolded_on_kernels(source: Source) -> Run:
+    from fr_bench.plain_diffusers import PlainDiffusers, on_kernels
+
+    return PlainDiffusers(on_kernels(_channels_last(source.model())))
 
 
 def _torch(source: Source, mode: Mode, *, kernels: bool | None = None) -> Run:
