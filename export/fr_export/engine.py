@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fr_deploy.atomic import atomic_write
 from fr_deploy.errors import ModelError, ResourceError
+from fr_export.engine_calls import Job
 from fr_export.engine_graph import EngineGraph, layers_of, read_graph
 from fr_export.engine_options import MODULES, TITLES, EngineOptions, require_installed
 from fr_export.engine_process import Step, run_job
-from fr_export.engine_worker import Job
 
 LEAST_HALF = 0.5
 """Of the multiplications, for a float16 engine. `lafr-mini` in float16 has 0.98, and its adapter, whose codebook
@@ -169,4 +169,6 @@ def _gpu() -> tuple[str, tuple[str, ...]]:
         )
     properties = torch.cuda.get_device_properties(0)
     name = re.sub(r"[^A-Za-z0-9]+", "-", properties.name).strip("-")
-    return f"{name}-sm{properties.major}{properties.minor}", (f"{properties.major}.{properties.minor}",)
+    return f"{name}-sm{properties.major}{properties.minor}", (
+        f"{properties.major}.{properties.minor}",
+    )

@@ -55,7 +55,9 @@ def read_graph(path: Path) -> EngineGraph:
             f"{path} cannot be read as ONNX: {error}; write it anew with: fr-deploy export onnx BUNDLE -o FILE"
         ) from error
     if any(None in shape[1:] for shape in inputs.values()):
-        raise ModelError(f"{path} has inputs {inputs}; only the first dimension, the batch, may vary")
+        raise ModelError(
+            f"{path} has inputs {inputs}; only the first dimension, the batch, may vary"
+        )
     operators = tuple(sorted({node.op_type for node in model.graph.node}))
     return EngineGraph(parameters, operators, inputs, half)
 
@@ -106,7 +108,9 @@ def _work(node: Any, shapes: dict[str, Shape]) -> int:
     """Multiply-adds."""
     known = [shapes.get(name, ()) for name in (*node.input[:2], node.output[0])]
     if not all(shape and all(shape) for shape in known):
-        raise ModelError(f"the shapes of node {node.name!r} ({node.op_type}) are not known: {known}")
+        raise ModelError(
+            f"the shapes of node {node.name!r} ({node.op_type}) are not known: {known}"
+        )
     first, second, out = known
     match node.op_type:
         case "Conv":

@@ -42,12 +42,16 @@ class BatchRange:
         """
         parts = text.split(":")
         if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
-            raise UsageError(f"batches are {text!r}; allowed are LEAST:BEST:MOST or one number, as in 1:4:8")
+            raise UsageError(
+                f"batches are {text!r}; allowed are LEAST:BEST:MOST or one number, as in 1:4:8"
+            )
         least, best, most = map(int, parts * (3 // len(parts)))
         return BatchRange(least, best, most)
 
     def __str__(self) -> str:
-        return str(self.best) if self.least == self.most else f"{self.least}:{self.best}:{self.most}"
+        return (
+            str(self.best) if self.least == self.most else f"{self.least}:{self.best}:{self.most}"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if self.flavour not in MODULES:
-            raise UsageError(f"the flavour is {self.flavour!r}; allowed are {' and '.join(MODULES)}")
+            raise UsageError(
+                f"the flavour is {self.flavour!r}; allowed are {' and '.join(MODULES)}"
+            )
         if self.precision not in ("float16", "float32"):
             raise UsageError(f"precision is {self.precision!r}; allowed are float16 and float32")
         if not self.batches:
@@ -90,7 +96,9 @@ class EngineOptions:
                     "TensorRT"
                 )
         if self.timing_cache is not None:
-            raise UsageError("TensorRT-RTX has no timing cache: it times nothing when it builds; leave it out")
+            raise UsageError(
+                "TensorRT-RTX has no timing cache: it times nothing when it builds; leave it out"
+            )
 
     def _check_full(self) -> None:
         if self.capabilities:

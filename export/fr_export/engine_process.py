@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 from fr_deploy.errors import ModelError, ResourceError
-from fr_export.engine_worker import Job
+from fr_export.engine_calls import Job
 
 WORKER = "fr_export.engine_worker"
 _LINES = 12
@@ -100,7 +100,8 @@ def run_job(
     if end["event"] == "failed":
         if end["errno"] is not None:
             raise OSError(end["errno"], os.strerror(end["errno"]))
-        raise ModelError("\n".join((f"{what}: {end['text']}", *heard.log[-_LINES:])))
+        log = [] if end["complete"] else heard.log[-_LINES:]
+        raise ModelError("\n".join((f"{what}: {end['text']}", *log)))
     return end
 
 
@@ -111,7 +112,11 @@ def _run(job: Job, plan_fd: int, said: IO[str], heard: _Heard) -> int:
     with os.fdopen(reading) as events:
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, pass_fds=(writing, plan_fd)
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                pass_fds=(writing, plan_fd),
             )
         finally:
             os.close(writing)
@@ -140,4 +145,6 @@ def _death(heard: _Heard, code: int, tail: list[str]) -> Exception:
             f"{heard.what}: the build was killed, as a process is that takes all memory; it had taken "
             f"{heard.peak / 1e9:.1f} GB. Build on a machine with more, or fewer things at a time\n{lines}".strip()
         )
-    return ModelError(f"{heard.what}: TensorRT crashed ({name}) and wrote no engine\n{lines}".strip())
+    return ModelError(
+        f"{heard.what}: TensorRT crashed ({name}) and wrote no engine\n{lines}".strip()
+    )
