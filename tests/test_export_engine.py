@@ -1,6 +1,7 @@
-"""Engines: what is refused before a build, what a dying build leaves, and real builds by TensorRT-RTX."""
+"""Engines: what is refused before a build, and what a dying build leaves."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,54 +10,17 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from torch import nn
 
+from engine_cases import export
 from fr_deploy.errors import ModelError, ResourceError, UsageError
 from fr_export import engine
 from fr_export.engine import build_engine, half_of_layers
+from fr_export.engine_estimate import estimate_engine, free_memory, require_room
 from fr_export.engine_graph import half_fraction, read_graph
 from fr_export.engine_options import BatchRange, EngineOptions
 from fr_export.engine_worker import peak_memory
-from fr_export.lowering import TRANSLATIONS
 
 TESTS = Path(__file__).parent
-
-
-class Network(nn.Module):
-    """Bytes in, bytes out; a convolution, a norm, and attention with heads of 8."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv_in, self.conv_out = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
-        self.norm = nn.GroupNorm(4, 16)
-
-    def forward(self, faces: torch.Tensor) -> torch.Tensor:
-        x = faces.permute(0, 3, 1, 2).to(self.conv_in.weight.dtype)
-        x = self.norm(self.conv_in(x))
-        heads = x.flatten(2).unflatten(1, (2, 8)).transpose(2, 3)
-        seen = nn.functional.scaled_dot_product_attention(heads, heads, heads)
-        x = self.conv_out(x + seen.transpose(2, 3).flatten(1, 2).view_as(x))
-        return x.round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
-
-
-def export(
-    path: Path, dtype: torch.dtype, *, opset: int = 20, dynamic: bool = True, ours: bool = True
-) -> Path:
-    torch.manual_seed(0)
-    program = torch.onnx.export(
-        Network().eval().to(dtype),
-        (torch.zeros(2, 16, 16, 3, dtype=torch.uint8),),
-        dynamo=True,
-        opset_version=opset,
-        input_names=["faces"],
-        output_names=["restored"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},) if dynamic else None,
-        custom_translation_table=TRANSLATIONS if ours else None,
-        verbose=False,
-    )
-    assert program is not None
-    program.save(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +200,47 @@ def test_full_tensorrt_wants_a_gpu(
         build_engine(half, tmp_path / "x", EngineOptions(flavour="tensorrt"))
 
 
-def test_peak_memory_is_of_this_process_alone() -> None:
-    before = peak_memory()
-    block = bytearray(os.urandom(1 << 20)) * 256
-    assert peak_memory() - before > 0.8 * len(block) or before > len(block)
+def test_peak_memory_is_of_one_process_alone() -> None:
+    """This one, with torch, has more than the other begins with."""
+    code = (
+        "from fr_export.engine_worker import peak_memory as p\n"
+        "before = p(); block = b'x' * (1 << 28); print(before, p())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before < 1e8 < peak_memory()
+    assert 0.95 < (after - before) / (1 << 28) < 1.05
+
+
+def test_an_estimate(half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = read_graph(half)
+    weights = 2 * (3 * 16 * 9 + 16 + 16 * 48 + 48 + 16 * 3 * 9 + 3) + 2 * 2 * 16
+    # And what shapes and the norm's ones and zeros take.
+    assert weights <= graph.parameters < weights + 1000
+    output = tmp_path / "not" / "there" / "x.engine"
+    one = estimate_engine(graph, output, EngineOptions())
+    three = estimate_engine(graph, output, EngineOptions(batches=(BatchRange(1, 1, 1),) * 3))
+    assert one.engine - one.parameters == (three.engine - three.parameters) / 3
+    assert one.peak < three.peak < 1.2 * one.peak
+    assert one.fits
+    require_room(one)
+    assert estimate_engine(graph, output, EngineOptions(flavour="tensorrt")).peak is None
+    monkeypatch.setattr("fr_export.engine_estimate.free_memory", lambda: one.peak - 1)
+    with pytest.raises(ResourceError, match=r"up to 0\.5 GB, 0\.4 GB are free|does not fit"):
+        require_room(estimate_engine(graph, output, EngineOptions()))
+
+
+def test_free_memory_is_what_the_container_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 4000 kB\nMemAvailable:    3000 kB\n")
+    monkeypatch.setattr("fr_export.engine_estimate._MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr("fr_export.engine_estimate._CGROUP", tmp_path)
+    assert free_memory() == 3000 * 1024
+    (tmp_path / "memory.current").write_text("1500000\n")
+    for most, free in (("max", 3000 * 1024), ("2000000", 500_000), ("1000000", 0)):
+        (tmp_path / "memory.max").write_text(most + "\n")
+        assert free_memory() == free
+    (tmp_path / "memory.max").write_text("2000000\n")
+    (tmp_path / "memory.stat").write_text("anon 9\ninactive_file 1000\nactive_file 200\n")
+    assert free_memory() == 501_200

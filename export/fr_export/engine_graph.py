@@ -25,6 +25,7 @@ class EngineGraph:
 
     parameters: int
     """Bytes of the weights, each counted once."""
+    nodes: int
     operators: tuple[str, ...]
     inputs: dict[str, tuple[int | None, ...]]
     """Shape by name; None is a dimension that varies."""
@@ -59,7 +60,7 @@ def read_graph(path: Path) -> EngineGraph:
             f"{path} has inputs {inputs}; only the first dimension, the batch, may vary"
         )
     operators = tuple(sorted({node.op_type for node in model.graph.node}))
-    return EngineGraph(parameters, operators, inputs, half)
+    return EngineGraph(parameters, len(model.graph.node), operators, inputs, half)
 
 
 def half_fraction(path: Path) -> float:
@@ -81,7 +82,7 @@ def _half_fraction(model: Any) -> float:
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     values = [*graph.value_info, *graph.input, *graph.output]
     types = {v.name: v.type.tensor_type.elem_type for v in values}
-    shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
+    shapes = {v.name: tuple(d.dim_value for d in _dims(v)) for v in values}
     for tensor in graph.initializer:
         types[tensor.name], shapes[tensor.name] = tensor.data_type, tuple(tensor.dims)
     half = total = 0
@@ -96,12 +97,14 @@ def _half_fraction(model: Any) -> float:
 
 
 def _fix_batch(model: Any) -> None:
-    """One face, so that every shape follows from it."""
-    for value in (*model.graph.input, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if not dim.HasField("dim_value"):
+    """One face, so that every shape follows from it; shapes the file gives for other reasons are left out."""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in _dims(value):
+            if not dim.HasField("dim_value") and "*" not in dim.dim_param:
                 dim.dim_value = 1
+    known = [v for v in model.graph.value_info if all(d.HasField("dim_value") for d in _dims(v))]
     del model.graph.value_info[:]
+    model.graph.value_info.extend(known)
 
 
 def _work(node: Any, shapes: dict[str, Shape]) -> int:
@@ -130,8 +133,11 @@ def _attribute(node: Any, name: str) -> int:
 
 
 def _given(value: Any) -> tuple[int | None, ...]:
-    dims = value.type.tensor_type.shape.dim
-    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in _dims(value))
+
+
+def _dims(value: Any) -> Any:
+    return value.type.tensor_type.shape.dim
 
 
 def _bytes(tensor: Any) -> int:
