@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ def test_bytes_in_bytes_out(
     assert (last.phase, last.done) == (first.phase, last.steps)
     assert 0 <= first.seconds < last.seconds < built.seconds
     assert {path.name for path in tmp_path.iterdir()} == {"x.onnx", "x.engine"}
+
+
+def test_a_caller_that_gives_up_ends_the_build(tmp_path: Path) -> None:
+    file = export(tmp_path / "x.onnx", torch.float16)
+
+    def give_up(step: Step) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(file, tmp_path / "x.engine", EngineOptions(), progress=give_up)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert all("engine_worker" not in Path(f"/proc/{c}/cmdline").read_text() for c in children)
 
 
 def test_profiles_share_a_convolution(tmp_path: Path) -> None:

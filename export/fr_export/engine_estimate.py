@@ -9,9 +9,9 @@ from fr_export.engine_graph import EngineGraph
 from fr_export.engine_options import EngineOptions
 
 PROFILE_BYTES, NODE_BYTES = 2_000_000, 10_000
-"""What an engine of TensorRT-RTX 1.7 has beside its weights, a profile. Ten builds, of `lafr-mini` in both dtypes and
-of the parts of `lafr-sd21` (119 to 1678 nodes, 11 to 1680 MB of weights, one and three profiles), were 7 % smaller
-to 1 % larger than this."""
+"""What an engine of TensorRT-RTX 1.7 has beside its weights, a profile. Eleven builds (docs/engines.md), of
+`lafr-mini`, `lafr-sd21` and its parts, 119 to 2542 nodes, 11 to 1865 MB of weights, one and three profiles, were 7 %
+smaller to 1 % larger than this."""
 BASE_MEMORY, MEMORY_PER_BYTE, MEMORY_PER_PROFILE = 450_000_000, 3.5, 0.3
 """Peak memory of those builds, at most: they took 56 to 94 % of it (`lafr-sd21`'s UNet 93 %: 5.9 GB). The last two are
 per byte of the weights, the last also per profile beyond one."""
