@@ -9,11 +9,11 @@ from fr_export.engine_graph import EngineGraph
 from fr_export.engine_options import EngineOptions
 
 PROFILE_BYTES, NODE_BYTES = 2_000_000, 10_000
-"""What an engine of TensorRT-RTX 1.7 has beside its weights, a profile. Eleven builds (docs/engines.md), of
-`lafr-mini`, `lafr-sd21` and its parts, 119 to 2542 nodes, 11 to 1865 MB of weights, one and three profiles, were 7 %
+"""What an engine of TensorRT-RTX 1.7 has beside its weights, a profile. Builds (docs/engines.md) of `lafr-toy`,
+`lafr-mini`, `lafr-sd21` and its parts, 119 to 2542 nodes, 1 to 1865 MB of weights, one and three profiles, were 8 %
 smaller to 1 % larger than this."""
-BASE_MEMORY, MEMORY_PER_BYTE, MEMORY_PER_PROFILE = 450_000_000, 3.5, 0.3
-"""Peak memory of those builds, at most: they took 56 to 94 % of it (`lafr-sd21`'s UNet 93 %: 5.9 GB). The last two are
+BASE_MEMORY, MEMORY_PER_BYTE, MEMORY_PER_PROFILE = 500_000_000, 3.5, 0.3
+"""Peak memory of those builds, at most: they took 51 to 95 % of it (`lafr-sd21`'s UNet 92 %: 5.9 GB). The last two are
 per byte of the weights, the last also per profile beyond one."""
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
