@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fr_export.engine_cli import engine
+
 if TYPE_CHECKING:
     from fr_deploy.models.restorer import RestorationGraph
     from fr_deploy.runtime.onnx_backend import OnnxBackend
@@ -15,6 +17,9 @@ _DTYPES = {"fp32": "float32", "fp16": "float16"}
 @click.group()
 def export() -> None:
     """Write a bundle's graph for other runtimes."""
+
+
+export.add_command(engine)
 
 
 @export.command("onnx")

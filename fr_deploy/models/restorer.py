@@ -157,8 +157,9 @@ class RestorationGraph(nn.Module):
 
     def to_bytes(self, picture: Tensor) -> Tensor:
         """Rounded and clamped: [B, 3, S, S] -> uint8 [B, S, S, 3]."""
-        made = picture.round().clamp(0, 255)
-        return made.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        made = picture.round().clamp(0, 255).permute(0, 2, 3, 1)
+        # Bytes last: TensorRT takes them at a graph's ends alone, from and into a cast.
+        return made.to(torch.uint8).contiguous()
 
     def picture(self, faces: Tensor) -> Tensor:
         """`forward` before rounding: [B, 3, S, S] in 0..255 and a little beyond."""
