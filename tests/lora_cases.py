@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -23,12 +24,15 @@ def toy(dtype: torch.dtype = torch.float32) -> LafrModel:
     return LafrModel(PRESETS["lafr-toy"]).to(dtype).eval().requires_grad_(False)
 
 
-def adapted(module: nn.Module, **config: object) -> PeftModel:
-    """`module` with a LoRA beside its layers, A and B random; convolutions with r = 4 unless said otherwise."""
+def _config(**config: object) -> LoraConfig:
     torch.manual_seed(1)
     wanted = {"r": 4, "lora_alpha": 8, "target_modules": CONVOLUTIONS, "init_lora_weights": False}
-    model = get_peft_model(module, LoraConfig(**(wanted | config)))
-    return model.eval().requires_grad_(False)
+    return LoraConfig(**(wanted | config))
+
+
+def adapted(module: nn.Module, **config: object) -> PeftModel:
+    """`module` with a LoRA beside its layers, A and B random; convolutions with r = 4 unless said otherwise."""
+    return get_peft_model(module, _config(**config)).eval().requires_grad_(False)
 
 
 def peft_folder(folder: Path, module: nn.Module, **config: object) -> Path:
@@ -41,11 +45,11 @@ def diffusers_file(
     folder: Path, unet: nn.Module, *, metadata: bool = True, **config: object
 ) -> Path:
     """As diffusers' pipeline saves it, with or without the metadata that holds the alphas."""
-    model = adapted(unet, **config)
-    StableDiffusionPipeline.save_lora_weights(
+    unet.add_adapter(_config(**config))
+    StableDiffusionLoraLoaderMixin.save_lora_weights(
         folder,
-        unet_lora_layers=get_peft_model_state_dict(model),
-        unet_lora_adapter_metadata=model.peft_config["default"].to_dict() if metadata else None,
+        unet_lora_layers=get_peft_model_state_dict(unet, adapter_name="default"),
+        unet_lora_adapter_metadata=unet.peft_config["default"].to_dict() if metadata else None,
     )
     return folder / "pytorch_lora_weights.safetensors"
 
@@ -64,3 +68,16 @@ def edit_tensors(path: Path, *without: str, **renamed: Tensor) -> Path:
     kept = {k: v for k, v in load_file(file).items() if not any(part in k for part in without)}
     save_file(kept | renamed, file)
     return path
+
+
+def without_alphas(folder: Path) -> Path:
+    """diffusers' file as older versions wrote it."""
+    return diffusers_file(folder, toy().unet, metadata=False)
+
+
+def kohya(folder: Path) -> Path:
+    """The same LoRA under kohya's names, with kohya's alphas: r."""
+    state = load_file(without_alphas(folder))
+    made = convert_state_dict_to_kohya(state)
+    save_file({k: v.contiguous() for k, v in made.items()}, folder / "kohya.safetensors")
+    return folder / "kohya.safetensors"

@@ -26,9 +26,9 @@ _OLD_NAMES = (
 _TENSOR = re.compile(r"(.+)\.lora_(A\.weight|B\.weight|B\.bias)")
 _ALPHA = re.compile(r"(.+?)(?:\.lora_A\.weight)?\.alpha")
 _CONVERT = (
-    "convert them with diffusers: weights, alphas, _ = StableDiffusionPipeline.lora_state_dict(FILE, "
-    "return_lora_metadata=True); safetensors.torch.save_file(weights | {k: torch.tensor(float(a)) for k, a in "
-    f'alphas.items()}}, "{DIFFUSERS_WEIGHTS}")'
+    "convert them with diffusers: from diffusers.loaders import StableDiffusionLoraLoaderMixin as L; "
+    "weights, alphas, _ = L.lora_state_dict(FILE, return_lora_metadata=True); safetensors.torch.save_file(weights | "
+    f'{{k: torch.tensor(float(a)) for k, a in alphas.items()}}, "{DIFFUSERS_WEIGHTS}")'
 )
 _REASONS = (
     (r"^lora_(unet|te\d?)_|\.lora_(down|up)\.", f"kohya's names; {_CONVERT}"),
@@ -98,7 +98,7 @@ def parse_lora(text: str) -> LoraFile:
     path, _, last = (rest or text).rpartition(":")
     scale = _number(last) if path else None
     name, scale = (rest or text, 1.0) if scale is None else (path, scale)
-    if not name:
+    if not name or name.startswith(":"):
         raise UsageError(f"{text!r} names no LoRA; write PATH, PATH:SCALE or PATH:SCALE:alpha=N")
     return LoraFile(Path(name), scale, alpha)
 
@@ -157,7 +157,7 @@ def _by_layer(
                 )
             of[found[2]] = tensor
         elif (found := _ALPHA.fullmatch(name)) and tensor.numel() == 1:
-            alphas[found[1]] = float(tensor)
+            alphas[found[1]] = _positive(float(tensor), f"{where}: {key}")
         else:
             unknown.append(key)
     _refuse_unknown(unknown, where)
@@ -254,13 +254,11 @@ def _said(
     elif "" in configs:
         said["configuration"] = configs[""].factor(name, rank)
     if name in alphas:
-        said[".alpha"] = _positive(alphas[name], name) / rank
+        said[".alpha"] = alphas[name] / rank
     return said
 
 
 def _positive(alpha: float, name: str) -> float:
     if not (math.isfinite(alpha) and alpha > 0):
-        raise ModelError(
-            f"{name}.alpha is {alpha}; allowed is a number above 0. Save the LoRA again"
-        )
+        raise ModelError(f"{name} is {alpha}; allowed is a number above 0. Save the LoRA again")
     return alpha
