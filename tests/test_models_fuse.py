@@ -92,6 +92,15 @@ def test_outputs_are_those_of_the_branch_beside_the_layer_in_float32(
     assert 0 < fused.output_error <= 1e-6
 
 
+def test_rows_at_a_time_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = [LoraFile(peft_folder(tmp_path, toy().unet, lora_bias=True))]
+    whole = fuse(toy().state_dict(), lora)
+    monkeypatch.setattr(fusing, "_AT_ONCE", 1000)
+    parts = fuse(toy().state_dict(), lora)
+    assert all(relative(parts.tensors[k], v) <= 2**-23 for k, v in whole.tensors.items())
+    assert parts.output_error <= 2 * whole.output_error
+
+
 def test_half_precision_weights_become_float32_and_round_once(tmp_path: Path) -> None:
     path = peft_folder(tmp_path, toy().unet)
     tensors = {k: v.half() for k, v in toy().state_dict().items()}
@@ -177,7 +186,7 @@ def test_a_fused_layer_that_computes_something_else_is_refused(
 ) -> None:
     path = peft_folder(tmp_path, toy().unet)
     right = fusing._delta
-    monkeypatch.setattr(fusing, "_delta", lambda branch: right(branch) * (1 + 1e-4))
+    monkeypatch.setattr(fusing, "_delta", lambda *given: right(*given) * (1 + 1e-4))
     with pytest.raises(ModelError, match=r"conv.*: the fused layer's output is .* from base"):
         fuse(toy().state_dict(), [LoraFile(path)])
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from fr_deploy.errors import ModelError, UsageError
 from fr_deploy.models.lora import Branch, Lora, LoraFile, listed, read_lora
 
+_AT_ONCE = 1 << 20
+"""Weights: 8 MB in float64. A whole convolution of Stable Diffusion is 29 M of them."""
 PARTS = ("unet", "vae", "adapter")
 ALLOWED = 1e-5
 """Of a fused layer's output, relative to its largest value; float32 rounds weights by 6e-8."""
@@ -173,63 +175,82 @@ class _Layer:
 def _fuse_layer(
     name: str, weight: Tensor, bias: Tensor | None, branches: Sequence[Branch]
 ) -> _Layer:
-    wide = weight.double()
-    exact = wide + sum(_delta(branch) for branch in branches)
+    """One layer, a few rows at a time, with its proof: the layer and its branches run beside each other in float64.
+
+    A convolution sees two kernel-sized pictures by seed with padding, so borders are in it; stride chooses among the
+    same positions.
+    """
     shift = sum(b.factor * b.bias.double() for b in branches if b.bias is not None)
-    fused = exact.to(torch.promote_types(weight.dtype, torch.float32))
-    moved = None
+    moved = bias
     if bias is not None and isinstance(shift, Tensor):
-        moved = (bias.double() + shift).to(torch.promote_types(bias.dtype, torch.float32))
-    if not bool(wide.isfinite().all()):
+        moved = (bias.double() + shift).to(_rounded(bias))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((2, *weight.shape[1:]), generator=generator, dtype=torch.float64)
+    inner = [_apply(x, branch.down, None) for branch in branches]
+    fused = torch.empty_like(weight, dtype=_rounded(weight))
+    weights, outputs = _Distance(), _Distance()
+    step = max(1, _AT_ONCE // weight[0].numel())
+    for rows in (slice(i, i + step) for i in range(0, len(weight), step)):
+        exact = weight[rows].double() + sum(_delta(branch, rows) for branch in branches)
+        fused[rows] = exact
+        _refuse_not_finite(name, weight[rows], fused[rows])
+        base = _apply(x, weight[rows], _of(bias, rows))
+        side = sum(
+            b.factor * _apply(h, b.up[rows], _of(b.bias, rows))
+            for b, h in zip(branches, inner, strict=True)
+        )
+        assert isinstance(side, Tensor)
+        weights.see(fused[rows], exact, exact)
+        outputs.see(_apply(x, fused[rows], _of(moved, rows)), base + side, base, side)
+    if not outputs.relative <= ALLOWED:
+        raise ModelError(
+            f"{name}: the fused layer's output is {outputs.relative:.1e} from base + branch; allowed is {ALLOWED:.0e}. "
+            "Do not use it; this is a fault of the program or of the machine, not of the LoRA"
+        )
+    return _Layer(fused, moved, weights.relative, outputs.relative)
+
+
+class _Distance:
+    """The largest distance seen, relative to the largest value seen."""
+
+    def __init__(self) -> None:
+        self._largest = self._off = 0.0
+
+    @property
+    def relative(self) -> float:
+        return self._off / self._largest if self._largest else self._off
+
+    def see(self, got: Tensor, wanted: Tensor, *terms: Tensor) -> None:
+        self._off = max(self._off, float((got - wanted).abs().max()))
+        self._largest = max(self._largest, *(float(term.abs().max()) for term in terms))
+
+
+def _rounded(base: Tensor) -> torch.dtype:
+    return torch.promote_types(base.dtype, torch.float32)
+
+
+def _of(bias: Tensor | None, rows: slice) -> Tensor | None:
+    return None if bias is None else bias[rows]
+
+
+def _delta(branch: Branch, rows: slice) -> Tensor:
+    """Rows of factor B A in float64: [rows, I] or [rows, I, kh, kw]."""
+    product = branch.up[rows].double().flatten(1) @ branch.down.double().flatten(1)
+    return branch.factor * product.view(-1, *branch.down.shape[1:])
+
+
+def _refuse_not_finite(name: str, base: Tensor, fused: Tensor) -> None:
+    if not bool(base.isfinite().all()):
         raise ModelError(
             f"NaN or infinity in {name}.weight of the model; fetch or save the bundle again"
         )
     if not bool(fused.isfinite().all()):
         raise ModelError(f"{name}: NaN or infinity in the fused weight; choose a smaller scale")
-    error = float((fused - exact).abs().max() / exact.abs().max().clamp_min(1e-300))
-    plain = None if bias is None else bias.double()
-    after = plain if moved is None else moved.double()
-    output = _output_error(wide, plain, branches, fused.double(), after)
-    if not output <= ALLOWED:
-        raise ModelError(
-            f"{name}: the fused layer's output is {output:.1e} from base + branch; allowed is {ALLOWED:.0e}. Do not "
-            "use it; this is a fault of the program or of the machine, not of the LoRA"
-        )
-    return _Layer(fused, moved, error, output)
-
-
-def _delta(branch: Branch) -> Tensor:
-    """factor B A in float64: [O, I] or [O, I, kh, kw]."""
-    product = branch.up.double().flatten(1) @ branch.down.double().flatten(1)
-    return branch.factor * product.view(_shape(branch))
-
-
-def _output_error(
-    weight: Tensor,
-    bias: Tensor | None,
-    branches: Sequence[Branch],
-    fused: Tensor,
-    after: Tensor | None,
-) -> float:
-    """Of the fused layer against base and branches beside each other, each run as the layer it is; all in float64.
-
-    A convolution sees two kernel-sized pictures by seed with padding, so borders are in it; stride chooses among the
-    same positions.
-    """
-    generator = torch.Generator(weight.device).manual_seed(0)
-    shape = (2, *weight.shape[1:])
-    x = torch.randn(shape, generator=generator, dtype=torch.float64, device=weight.device)
-    base, got = _apply(x, weight, bias), _apply(x, fused, after)
-    side = torch.zeros_like(base)
-    for branch in branches:
-        below = _apply(x, branch.down.double(), None)
-        up_bias = None if branch.bias is None else branch.bias.double()
-        side += branch.factor * _apply(below, branch.up.double(), up_bias)
-    largest = torch.stack([base.abs().max(), side.abs().max()]).max()
-    return float((got - (base + side)).abs().max() / largest.clamp_min(1e-300))
 
 
 def _apply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer in float64."""
+    weight, bias = weight.double(), None if bias is None else bias.double()
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
