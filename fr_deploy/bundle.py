@@ -12,8 +12,8 @@ restoration (LAFR, section 3.3) and lie in `static/`.
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from fr_deploy import __version__
 from fr_deploy.errors import ModelError, ResourceError, UsageError
+from fr_deploy.models.fuse import Fused, fuse
+from fr_deploy.models.lora import LoraFile
 from fr_deploy.models.presets import Preset
 from fr_deploy.models.restorer import RestorationGraph
 
@@ -87,8 +89,10 @@ def save_bundle(
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle holds, as read: on the CPU, in the dtypes stored."""
+    """What a bundle holds, as read: on the CPU, in the dtypes stored; float32 where LoRAs are fused."""
 
+    name: str
+    """As the user named it, and the LoRAs fused."""
     folder: Path
     preset: Preset
     tensors: dict[str, Tensor]
@@ -97,16 +101,22 @@ class Bundle:
     """[1, T]"""
     scaling: float
     """The VAE's scaling factor."""
+    fused: Fused | None = None
+    """Which LoRAs are in the weights, and how exact they are."""
 
 
-def read_bundle(name: str | Path, *, allow_untrained: bool = False) -> Bundle:
-    """Read a bundle by embedded name, folder, or hub id.
+def read_bundle(
+    name: str | Path, *, loras: Sequence[LoraFile] = (), allow_untrained: bool = False
+) -> Bundle:
+    """Read a bundle by embedded name, folder, or hub id, and fuse LoRAs into its weights.
 
     The hub is asked only when no such folder exists, and never when HF_HUB_OFFLINE is set.
 
     Raises:
-        ModelError: not a bundle, another family, damaged weights, or an untrained adapter.
+        ModelError: not a bundle, another family, damaged weights, an untrained adapter, or a LoRA that does not
+            fit (`fuse`).
         ResourceError: a hub id that could not be fetched.
+        UsageError: a LoRA given twice.
     """
     folder = bundle_folder(name)
     index = _read_json(folder / INDEX)
@@ -125,17 +135,30 @@ def read_bundle(name: str | Path, *, allow_untrained: bool = False) -> Bundle:
         read = _read_tensors(folder / part / file)
         tensors |= {f"{part}.{key}": tensor for key, tensor in read.items()}
     scaling = float(_read_json(folder / "vae" / "config.json")["scaling_factor"])
-    return Bundle(folder, preset, tensors, static["time_embedding"], scaling)
+    bundle = Bundle(str(name), folder, preset, tensors, static["time_embedding"], scaling)
+    return _with_loras(bundle, loras) if loras else bundle
 
 
-def load_graph(name: str | Path) -> RestorationGraph:
+def _with_loras(bundle: Bundle, loras: Sequence[LoraFile]) -> Bundle:
+    try:
+        fused = fuse(bundle.tensors, loras)
+    except ModelError as error:
+        raise ModelError(f"{error} (model: {bundle.name})") from error
+    added = "".join(f" + {lora.path.name}:{lora.scale:g}" for lora in loras)
+    return replace(bundle, name=bundle.name + added, tensors=fused.tensors, fused=fused)
+
+
+def load_graph(source: str | Path | Bundle) -> RestorationGraph:
     """Load a bundle as the folded graph that restores: float32, on the CPU; no diffusers needed.
+
+    Args:
+        source: its name as `read_bundle` takes it, or what that returned.
 
     Raises:
         ModelError: as `read_bundle`, or weights that do not fit the bundle's preset.
         ResourceError: as `read_bundle`.
     """
-    bundle = read_bundle(name)
+    bundle = source if isinstance(source, Bundle) else read_bundle(source)
     graph = RestorationGraph(bundle.preset)
     try:
         return graph.fold(bundle.tensors, bundle.time_embedding, bundle.scaling)
@@ -143,8 +166,12 @@ def load_graph(name: str | Path) -> RestorationGraph:
         raise ModelError(f"{bundle.folder}: {error}") from error
 
 
-def load_bundle(name: str | Path, *, allow_untrained: bool = False) -> "LafrModel":
+def load_bundle(source: str | Path | Bundle, *, allow_untrained: bool = False) -> "LafrModel":
     """Load a bundle in the papers' terms: float32, on the CPU, in eval mode, gradients off.
+
+    Args:
+        source: its name as `read_bundle` takes it, or what that returned.
+        allow_untrained: load one that cannot restore yet.
 
     Raises:
         ModelError: as `read_bundle`, or weights that do not fit the bundle's preset.
@@ -152,7 +179,9 @@ def load_bundle(name: str | Path, *, allow_untrained: bool = False) -> "LafrMode
     """
     from fr_deploy.models.lafr import LafrModel, StaticTime
 
-    bundle = read_bundle(name, allow_untrained=allow_untrained)
+    bundle = source
+    if not isinstance(bundle, Bundle):
+        bundle = read_bundle(bundle, allow_untrained=allow_untrained)
     model = LafrModel(bundle.preset)
     model.unet.time_embedding = StaticTime(bundle.time_embedding.float())
     tensors = bundle.tensors | {"unet.time_embedding.embedding": bundle.time_embedding}

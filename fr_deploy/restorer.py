@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fr_deploy.bundle import load_bundle
+from fr_deploy.bundle import Bundle, load_bundle
 from fr_deploy.errors import UsageError
 from fr_deploy.runtime.backend import Backend
 from fr_deploy.runtime.runner import Runner
@@ -117,7 +117,7 @@ def _checked(faces: Faces, size: int) -> Tensor:
 
 
 def load_restorer(
-    name: str | Path = "lafr-mini",
+    source: str | Path | Bundle = "lafr-mini",
     *,
     latent: Literal["mode", "sample"] = "mode",
     seed: int = 0,
@@ -128,7 +128,7 @@ def load_restorer(
     """Load a bundle ready to restore.
 
     Args:
-        name: embedded name, bundle folder or hub id.
+        source: embedded name, bundle folder or hub id; or what `read_bundle` returned, with LoRAs in it.
         latent: "mode" is deterministic and runs the folded graph; "sample" draws from `seed`, on the CPU.
         seed: of the draws.
         request: device, number format and backend; default: the fastest that this machine has.
@@ -139,9 +139,9 @@ def load_restorer(
         UsageError, ResourceError: as `load_backend`; a sampled latent on anything but the CPU in float32.
     """
     request = request or Request()
+    name = source.name if isinstance(source, Bundle) else str(source)
     if latent == "mode":
-        return Restorer(
-            load_backend(name, request), str(name), batch=batch, fixed_bucket=fixed_bucket
-        )
+        backend = load_backend(source, request)
+        return Restorer(backend, name, batch=batch, fixed_bucket=fixed_bucket)
     request.refuse_for("a sampled latent", fixed_bucket)
-    return SampledRestorer(load_bundle(name), str(name), seed=seed, batch=batch or 4)
+    return SampledRestorer(load_bundle(source), name, seed=seed, batch=batch or 4)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fr_deploy.cli.lora import lora_option, with_loras
 from fr_export.engine_cli import engine
 
 if TYPE_CHECKING:
@@ -38,12 +39,15 @@ export.add_command(engine)
     show_default=True,
     help="Of the weights.",
 )
+@lora_option
 @click.option(
     "--photos",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Folder of photos whose faces are compared, too.  [default: the demo photos, in a checkout]",
 )
-def onnx(bundle: str, output: Path, dtype: str, photos: Path | None) -> None:
+def onnx(
+    bundle: str, output: Path, dtype: str, loras: tuple[str, ...], photos: Path | None
+) -> None:
     """Write BUNDLE as one ONNX file, and compare it in onnxruntime with the float32 graph.
 
     `faces` uint8 [batch, S, S, 3] RGB in, `restored` the same out; standard operators only. BUNDLE is an embedded
@@ -55,13 +59,14 @@ def onnx(bundle: str, output: Path, dtype: str, photos: Path | None) -> None:
     from fr_deploy.runtime.onnx_backend import OnnxBackend
     from fr_export.onnx import export_onnx
 
-    graph = load_graph(bundle)
+    source = with_loras(bundle, loras, click.echo)
+    graph = load_graph(source)
     name = _DTYPES[dtype]
     if name != "float32":
         graph = graph.to(getattr(torch, name))
     export_onnx(graph, output)
     click.echo(f"{output}  {output.stat().st_size / 1e6:.1f} MB, {graph.preset.name} in {name}")
-    graph = graph if name == "float32" else load_graph(bundle)
+    graph = graph if name == "float32" else load_graph(source)
     with OnnxBackend(output) as backend:
         _compare(graph, backend, name, photos)
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fr_deploy.cli.lora import lora_option, with_loras
+
 if TYPE_CHECKING:
     from fr_deploy.cli.restore_output import Display
     from fr_deploy.inputs import Job
@@ -37,6 +39,7 @@ def _rotations(ctx: click.Context, param: click.Parameter, value: str) -> tuple[
     help="A folder; or a file name, for one photo.",
 )
 @click.option("--model", default="lafr-mini", show_default=True, help="A bundle: name or folder.")
+@lora_option
 @click.option("--aligned", is_flag=True, help="Inputs are face crops: no detection, no paste back.")
 @click.option(
     "--faces",
@@ -222,7 +225,7 @@ def _run(
         cv2.setNumThreads(threads)
     asked = ("device", "dtype", "backend", "attention", "require_gpu", "threads")
     restorer = load_restorer(
-        given["model"],
+        with_loras(given["model"], given["loras"], display.note),
         latent=given["latent"],
         seed=given["seed"],
         request=Request(**{name: given[name] for name in asked}),

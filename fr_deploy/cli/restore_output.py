@@ -62,6 +62,10 @@ class Display:
         }  # fmt: skip
         self._line(f"model {model} on {device}; {text}")
 
+    def note(self, text: str) -> None:
+        """Say one thing about the run."""
+        self._line(printable(text))
+
     def __enter__(self) -> "Display":
         self._bar.start()
         return self

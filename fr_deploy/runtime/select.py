@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fr_deploy.bundle import load_graph
+from fr_deploy.bundle import Bundle, load_graph
 from fr_deploy.errors import UsageError
 from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.runtime.backend import Backend
@@ -52,7 +52,7 @@ class Request:
             raise UsageError(f"{what} runs on the CPU in fp32 alone; leave out {', '.join(wrong)}")
 
 
-def load_backend(name: str | Path, request: Request) -> Backend:
+def load_backend(source: str | Path | Bundle, request: Request) -> Backend:
     """Load a bundle's graph onto the backend asked for.
 
     "auto" is torch with CUDA graphs on a GPU. On a CPU it is what `fr-deploy doctor` measured to be the faster of
@@ -66,7 +66,7 @@ def load_backend(name: str | Path, request: Request) -> Backend:
     if request.backend not in ("auto", *BACKENDS):
         raise UsageError(f"backend is {request.backend!r}; allowed: auto, {', '.join(BACKENDS)}")
     place = choose_place(request.device, request.dtype, require_gpu=request.require_gpu)
-    graph = load_graph(name)
+    graph = load_graph(source)
     if place.device.type == "cpu":
         keep_freed_memory()
     chosen = request.backend if request.backend != "auto" else _automatic(graph, place)
@@ -79,7 +79,7 @@ def load_backend(name: str | Path, request: Request) -> Backend:
     mode: Mode = next(mode for mode in MODES if chosen == f"torch-{mode}")
     backend = TorchBackend(graph, place, mode, request.attention)
     if place.dtype == "bf16":
-        exact = TorchBackend(load_graph(name), Place(place.device, "fp32"))
+        exact = TorchBackend(load_graph(source), Place(place.device, "fp32"))
         refuse_if_worse_than_saving(backend, exact)
         exact.close()
     return backend
