@@ -13,7 +13,16 @@ import torch
 
 from fr_bench.gpu_suite import STEPS, read_outcomes
 from fr_bench.random_graph import random_graph
-from fr_bench.techniques import COMPILED, DIFFUSERS, FOLDED, KERNELS, ONNX, UNFOLDED, Source
+from fr_bench.techniques import (
+    COMPILED,
+    DIFFUSERS,
+    FOLDED,
+    KERNELS,
+    ONNX,
+    UNFOLDED,
+    UNFOLDED_KERNELS,
+    Source,
+)
 from fr_deploy.bundle import load_graph
 from fr_deploy.models.inspect import inspect_graph, totals
 from fr_deploy.models.lafr import LafrModel
@@ -49,14 +58,15 @@ def test_the_peers_are_left_out_with_a_note(tmp_path: Path, without: dict[str, s
     command = [sys.executable, "-m", "fr_deploy", *arguments]
     done = subprocess.run(command, env=without, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    note = f"diffusers is not installed: left out {DIFFUSERS}, {COMPILED}, {UNFOLDED}; "
+    native = [] if obstacle("conv3x3") else [KERNELS]
+    left_out = [DIFFUSERS, COMPILED, UNFOLDED, *([UNFOLDED_KERNELS] if native else [])]
+    note = f"diffusers is not installed: left out {', '.join(left_out)}; "
     assert sum(line.startswith(note) for line in done.stdout.splitlines()) == 1
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["notes"][0].startswith(note)
     assert document["ratios"] == {"1": {}}
     with (tmp_path / "pipeline.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    native = [] if obstacle("conv3x3") else [KERNELS]
     assert [row["technique"] for row in rows] == [FOLDED, *native, ONNX]
     assert rows[0]["psnr_db"] == "", "the reference itself"
     assert float(rows[1]["psnr_db"] or "inf") > 60

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fr_kernels import conv3x3, conv3x3_on_cpu, native, pack_conv3x3
-from fr_kernels.conv3x3 import cpu_impl
+from fr_kernels import conv3x3, conv3x3_on_cpu, native, pack_conv3x3, winograd
 from fr_kernels.dispatch import KernelUnavailableError, declared_launches
 from kernel_checks import (
     NO_COMPILER,
@@ -117,7 +116,7 @@ def test_neither_batch_nor_threads_nor_packing_change_a_bit() -> None:
 def test_the_size_of_a_block_changes_no_bit(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, *_ = data((2, 49, 23, 18), 40, 1)
     expected = conv3x3(x, weight, impl="cpu")
-    monkeypatch.setattr(cpu_impl, "PANELS", most)
+    monkeypatch.setattr(winograd, "PANELS", most)
     assert torch.equal(conv3x3(x, weight, impl="cpu"), expected)
 
 
@@ -185,8 +184,8 @@ def test_gradcheck() -> None:
 @needs_compiler
 def test_a_packed_weight_of_another_shape_is_refused() -> None:
     x, weight, *_ = data((1, 48, 6, 5), 40, 1)
-    for wrong in (pack_conv3x3(weight[:3]), pack_conv3x3(weight)[:, :, :8]):
-        with pytest.raises(ValueError, match=r"packed is .*; expected contiguous \(36, "):
+    for wrong in (pack_conv3x3(weight[:3]), pack_conv3x3(weight)[:, :, :, :8]):
+        with pytest.raises(ValueError, match=r"packed is .*; expected contiguous \(1, 36, "):
             conv3x3(x, weight, packed=wrong, impl="cpu")
 
 

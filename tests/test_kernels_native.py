@@ -101,7 +101,7 @@ def test_a_compiler_that_fails_is_quoted(
 @needs_compiler
 def test_every_source_compiles_without_a_warning(tmp_path: Path) -> None:
     sources = sorted(path.stem for path in source_folder().glob("*.cpp"))
-    assert sources == ["conv3x3", "group_norm_silu", "nearest_code"]
+    assert sources == ["conv3x3", "group_norm_silu", "nearest_code", "upsample_conv"]
     for name in sources:
         strict = ("-Wall", "-Wextra", "-Werror", str(source_folder() / f"{name}.cpp"))
         native._run(native._compiler(), *native.OPTIONS, *strict, "-o", str(tmp_path / "out.so"))

@@ -13,8 +13,10 @@ from torch import Tensor
 from fr_deploy.bundle import load_bundle, load_graph, save_bundle
 from fr_deploy.errors import ModelError
 from fr_deploy.models.lafr import LafrModel
+from fr_deploy.models.layers import TransposedUpsample, Upsample, use_kernels
 from fr_deploy.models.presets import PRESETS, Preset
 from fr_deploy.models.restorer import RestorationGraph, most_at_once
+from fr_deploy.models.weights import Weights
 from fr_kernels.native import obstacle
 from kernel_checks import NO_COMPILER
 
@@ -79,6 +81,23 @@ def test_the_cpus_kernels_cost_no_accuracy() -> None:
     )  # fmt: skip
     assert ours != torchs, "they ran"
     assert ours <= 2 * torchs
+
+
+@pytest.mark.skipif(bool(obstacle("upsample_conv")), reason=NO_COMPILER)
+@pytest.mark.parametrize("layer", [Upsample, TransposedUpsample])
+def test_upsampling_on_the_cpus_kernel(layer: type[Upsample] | type[TransposedUpsample]) -> None:
+    torch.manual_seed(0)
+    conv = {"conv.weight": torch.randn(20, 24, 3, 3) / 15, "conv.bias": torch.randn(20)}
+    up = layer(24, 20).requires_grad_(False)
+    x = torch.randn(2, 24, 9, 8)
+    for factor in (1, 2):  # the packed weight follows the weight
+        up.fold(Weights({name: tensor * factor for name, tensor in conv.items()}))
+        use_kernels(up, False)
+        expected = up(x).settled()
+        use_kernels(up, True)
+        got = up(x)
+        assert got.bias is None, "the kernel added it"
+        torch.testing.assert_close(got.settled(), expected, rtol=0, atol=5e-6)
 
 
 def test_bytes_in_and_bytes_out() -> None:

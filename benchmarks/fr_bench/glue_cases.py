@@ -54,6 +54,29 @@ def conv3x3(batch: int, inputs: int, outputs: int, side: int) -> Case:
     )  # fmt: skip
 
 
+def upsample_conv(batch: int, channels: int, side: int) -> Case:
+    """Nearest 2x upsampling and a convolution, folded into one of four phases, which are gathered behind it."""
+
+    def made(device: torch.device, dtype: torch.dtype) -> Inputs:
+        x = random(batch, channels, side, side)(device, dtype)
+        weight = random(4 * channels, channels, 2, 2)(device, torch.float32) / (4 * channels) ** 0.5
+        bias = random(channels)(device, dtype)
+        return x.to(memory_format=torch.channels_last), weight.to(dtype), bias
+
+    def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = F.conv2d(x, weight, bias.repeat(4), padding=1).unflatten(1, (2, 2, -1))
+        rows = [
+            torch.stack([y[:, py, px, :, py : py + side, px : px + side] for px in (0, 1)], -1)
+            for py in (0, 1)
+        ]  # of each parity [B, C, H, W, 2]
+        return torch.stack(rows, 3).flatten(4).flatten(2, 3)
+
+    return Case(
+        "upsample_conv", f"[{batch}, {channels}, {side}, {side}] -> {channels} + bias", made,
+        fr_kernels.upsample_conv, eager, compiled="reference", on_cpu=side < 64, native=True,
+    )  # fmt: skip
+
+
 def with_skip(batch: int, own: int, skipped: int, side: int, groups: int) -> Case:
     """The first norm of a U-Net's block on the way up: residual and bias added, the skip's channels behind."""
 

@@ -24,6 +24,7 @@ def cases() -> list[Case]:
         *_with_training(_argmin, (300, 128), (4096, 1024), (65536, 1024)),
         *_with_training(_sdfm, (2, 21, 64), (1, 201, 1024), (8, 201, 1024), (1, 1029, 1024)),
         *_with_training(glue_cases.conv3x3, (2, 56, 24, 18), (1, 128, 128, 512), (1, 512, 512, 64)),
+        *_with_training(glue_cases.upsample_conv, (2, 24, 9), (1, 128, 64), (1, 512, 128)),
         *_with_training(
             glue_cases.group_norm,
             (2, 64, 16, 16),

@@ -2,7 +2,8 @@
 
 With `kernels`, convolutions leave their bias to the next norm, which adds it and the residual as it reads them
 (`fr_kernels.group_norm_silu`: cuDNN adds a bias in a launch of its own); on a CPU in float32 those of 3x3 are
-`fr_kernels.conv3x3` and `upsample_conv`, which add it as they write. Without, the layers are torch's own ops: what every exporter knows.
+`fr_kernels.conv3x3` and `upsample_conv`, which add as they write. Without, the layers are torch's own ops: what every
+exporter knows.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,8 +18,8 @@ from fr_deploy.models.fold import (
     fold_time,
     fold_upsample,
     fold_upsample_transposed,
-    phases_of_transposed,
 )
+from fr_deploy.models.packing import Packed, pack_transposed
 from fr_deploy.models.weights import Weights
 from fr_kernels import (
     conv3x3,
@@ -68,7 +69,6 @@ class Layer(nn.Module):
 
 
 M = TypeVar("M", bound=nn.Module)
-P = TypeVar("P")
 
 
 class Stack(nn.ModuleList, Generic[M]):
@@ -119,30 +119,15 @@ class Island(Layer):
         return super()._apply(wide, recurse)
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A 1x1 convolution: [B, I, H, W] -> [B, O, H, W].
+def pointwise(x: Tensor, weight: Tensor, kernels: bool) -> Tensor:
+    """A 1x1 convolution without bias: [B, I, H, W] -> [B, O, H, W].
 
-    On a CPU as a matrix product: 192 to 96 channels of 64 x 64 take 1.1 ms of two cores of a Zen 3 in place of
-    oneDNN's 1.8.
+    With kernels in float32 on a CPU a matrix product: 192 to 96 channels of 64 x 64 take 1.1 ms of two cores of a
+    Zen 3 in place of oneDNN's 1.8.
     """
-    if x.device.type == "cpu" and not torch.compiler.is_exporting():
-        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-    return F.conv2d(x, weight, bias)
-
-
-class Packed(Generic[P]):
-    """What a CPU's kernel reads in place of a weight, made anew when that was written or moved."""
-
-    def __init__(self, pack: Callable[[Tensor], P]) -> None:
-        self._pack = pack
-        self._made: tuple[tuple[int, int], P] | None = None
-
-    def of(self, weight: Tensor) -> P:
-        """`pack(weight)`."""
-        state = weight.data_ptr(), weight._version
-        if self._made is None or self._made[0] != state:
-            self._made = state, self._pack(weight)
-        return self._made[1]
+    if kernels and x.device.type == "cpu" and x.dtype == torch.float32:
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight)
 
 
 class Conv(Layer):
@@ -164,10 +149,7 @@ class Conv(Layer):
             given = (x, weight, self.bias, residual)
             return Stream(conv3x3(*given, padding=padding, packed=self._packed.of(weight)))
         bias = None if self.kernels else self.bias
-        if weight.shape[2:] == (1, 1):
-            y = pointwise(x, weight, bias)
-        else:
-            y = F.conv2d(x, weight, bias, self.stride, padding)
+        y = F.conv2d(x, weight, bias, self.stride, padding)
         return Stream(y, residual, self.bias if self.kernels else None)
 
     @property
@@ -207,7 +189,7 @@ class TransposedUpsample(Layer):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(inputs, outputs, 4, 4))
         self.bias = nn.Parameter(torch.empty(outputs))
-        self._packed = Packed(_phases_and_packed)
+        self._packed = Packed(pack_transposed)
 
     def fold(self, w: Weights) -> None:
         """From the convolution `w`."""
@@ -221,11 +203,6 @@ class TransposedUpsample(Layer):
         bias = None if self.kernels else self.bias
         y = F.conv_transpose2d(x, self.weight, bias, stride=2, padding=1)
         return Stream(y, bias=self.bias if self.kernels else None)
-
-
-def _phases_and_packed(weight: Tensor) -> tuple[Tensor, Tensor]:
-    phases = phases_of_transposed(weight)
-    return phases, pack_upsample_conv(phases)
 
 
 class Norm(Layer):
@@ -290,7 +267,7 @@ class ResBlock(Block):
         """The block's output, and its settled input."""
         y, h = self.norm1(stream)
         y, _ = self.norm2(self.conv1(y))
-        around = h if self.shortcut is None else pointwise(h, self.shortcut)
+        around = h if self.shortcut is None else pointwise(h, self.shortcut, self.kernels)
         return self.conv2(y, around), h
 
 

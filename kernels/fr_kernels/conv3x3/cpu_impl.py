@@ -1,4 +1,4 @@
-"""The 3x3 convolution on a CPU: `csrc/conv3x3.cpp`, Winograd's F(4x4, 3x3) in float32 (formula and cost: `winograd.h`)."""
+"""The 3x3 convolution on a CPU: `csrc/conv3x3.cpp`, Winograd's F(4x4, 3x3) in float32 (formula: `winograd.h`)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The upsampling convolution on a CPU: `csrc/upsample_conv.cpp`, Winograd's F(3x3, 2x2) in float32 (formula and cost: `winograd.h`)."""
+"""The upsampling convolution on a CPU: `csrc/upsample_conv.cpp`, Winograd's F(3x3, 2x2) (formula: `winograd.h`)."""
 
 import torch
 from torch import Tensor

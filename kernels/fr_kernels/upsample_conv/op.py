@@ -30,9 +30,7 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, 
 
 
 @_forward.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None, impl: str
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None, impl: str) -> Tensor:
     height, width = x.shape[2:]
     y = x.new_empty(x.shape[0], len(weight) // 4, 2 * height, 2 * width)
     return y.to(memory_format=torch.channels_last)
@@ -82,11 +80,11 @@ def upsample_conv(
     packed: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Nearest 2x upsampling and a 3x3 convolution as one 2x2 convolution of four phases (ours; formula: `reference.py`).
+    """Nearest 2x upsampling and a 3x3 convolution as one 2x2 convolution of four phases (ours; formula: reference.py).
 
-    On a CPU in float32 it runs Winograd's F(3x3, 2x2) in C++ (Lavin & Gray 2016) and writes each phase where it belongs,
-    nearer to float64 than oneDNN's direct convolution, and in about half its time with the shuffle behind it (128
-    channels of 64 x 64, two cores of a Zen 3: 9 ms in place of 17); elsewhere torch's convolution and `phase_shuffle`.
+    On a CPU in float32 it runs Winograd's F(3x3, 2x2) in C++ (Lavin & Gray 2016) and writes each phase where it
+    belongs: nearer to float64 than oneDNN's direct convolution, and in about half its time with the shuffle behind it
+    (128 channels of 64 x 64, two cores of a Zen 3: 9 ms in place of 17). Elsewhere torch's convolution and shuffle.
     A NaN or infinity spoils its tile of 3 x 3 positions.
 
     Args:
@@ -108,7 +106,12 @@ def upsample_conv(
             f"x is {tuple(x.shape)} {x.dtype}; expected floating point [B, C, H, W], H and W at least 1"
         )
     shape = tuple(weight.shape)
-    if len(shape) != 4 or shape[1:] != (x.shape[1], 2, 2) or shape[0] % 4 or weight.dtype != x.dtype:
+    if (
+        len(shape) != 4
+        or shape[1:] != (x.shape[1], 2, 2)
+        or shape[0] % 4
+        or weight.dtype != x.dtype
+    ):
         raise ValueError(
             f"weight is {shape} {weight.dtype}; expected [4 O, {x.shape[1]}, 2, 2] {x.dtype} as x"
         )

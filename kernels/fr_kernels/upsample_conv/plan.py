@@ -5,8 +5,8 @@ from torch import Tensor
 
 LEAST_CHANNELS = 16
 """Inputs, and outputs of a phase: of fewer, vectors and panels are mostly empty."""
-LEAST_PIXELS = 256
-"""Of the input; for smaller ones, reading 4 times the weights costs more than it saves."""
+LEAST_PIXELS = 64
+"""Of the input: 8 x 8 of 128 channels take two cores of a Zen 3 0.24 ms, and as a transposed convolution 0.42."""
 MOST_BYTES = 64 << 20
 """Of a transformed weight, enough for 512 x 512 channels."""
 
