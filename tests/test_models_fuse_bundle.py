@@ -63,6 +63,7 @@ def test_the_fused_graph_is_the_model_with_its_loras_in_float64(folder: Path) ->
     assert decibels(plain, wanted) < 40, "the LoRA changes the picture"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("targets", "rank", "alpha"),
     [(CONVOLUTIONS, 4, 1), (LINEARS, 16, 256)],
