@@ -99,6 +99,15 @@ def test_nothing_to_time_is_refused() -> None:
         interleave({})
 
 
+def test_calls_before_a_timed_one_do_not_count() -> None:
+    seconds = iter([0.0, 1.0, 1.0, 3.0])
+    made: list[str] = []
+    calls = {name: lambda name=name: made.append(name) for name in ("a", "b")}
+    timings = interleave(calls, repeats=1, warmups=0, leading=2, clock=lambda: next(seconds))
+    assert made == ["a"] * 3 + ["b"] * 3
+    assert (timings["a"].samples, timings["b"].samples) == ((1.0,), (2.0,))
+
+
 def test_a_file_with_other_columns_is_not_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "restore.csv"
     path.write_text("technique,ms\nours,1\n")

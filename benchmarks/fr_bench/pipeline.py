@@ -137,7 +137,7 @@ def bench_pipeline(
     for batch in batches:
         faces = _inputs(source.preset.size, batch)
         psnr = _gate(runs, expected, faces[0], place.dtype)
-        timings = interleave(_turns(runs, faces), repeats=repeats)
+        timings = interleave(_turns(runs, faces), repeats=repeats, leading=1)
         done.ratios[str(batch)] = _ratios(timings)
         for technique in wanted:
             row = _row(source, technique, batch, timings[technique.name], ceilings, stages)

@@ -39,6 +39,7 @@ def interleave(
     *,
     repeats: int = 9,
     warmups: int = 2,
+    leading: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time every call once a round; odd rounds run in reverse, so that none always comes first.
@@ -47,6 +48,8 @@ def interleave(
         calls: techniques by name.
         repeats: rounds that count.
         warmups: rounds before them (the allocator, the thread pool and the primitive caches fill).
+        leading: calls before each that is timed, so that what ran before it does not count: onnxruntime's threads spin
+            on for a while, which took 12 % of whoever came behind it.
         clock: in seconds.
 
     Raises:
@@ -57,6 +60,8 @@ def interleave(
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(-warmups, repeats):
         for name in reversed(tuple(calls)) if turn % 2 else calls:
+            for _ in range(leading):
+                calls[name]()
             start = clock()
             calls[name]()
             taken = clock() - start
