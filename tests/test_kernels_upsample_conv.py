@@ -93,14 +93,14 @@ def test_it_is_upsampling_and_a_convolution(impl: str) -> None:
 @needs_compiler
 @pytest.mark.parametrize("channels", [64, 512])
 def test_the_mean_error_is_below_the_direct_one(channels: int) -> None:
-    """Of root mean squares; the sums of the products are as long, but a tile has 16 of them in place of 36."""
+    """Of root mean squares; on a Zen 3 0.40 of it with 64 channels, 0.17 with 512."""
     x, weight, bias = data((1, channels, 32, 32), 64)
     exact = plain(x.double(), weight.double(), bias.double())
     mine, eager = (
         (y.double() - exact).square().mean().sqrt()
         for y in (upsample_conv(x, weight, bias, impl="cpu"), plain(x, weight, bias))
     )
-    assert mine < 1.2 * eager
+    assert mine < eager
 
 
 def test_the_transposed_form_holds_the_same_numbers() -> None:
