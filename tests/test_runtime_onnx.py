@@ -12,7 +12,7 @@ from fr_deploy.runtime.metadata import GraphMetadata
 from fr_deploy.runtime.onnx_backend import OnnxBackend
 
 SIZE = 5
-METADATA = GraphMetadata("0.1.0", "lafr-toy", "float32", "abc", "20", "2.13", "0.7.2")
+METADATA = GraphMetadata("0.1.0", "lafr-toy", "float32", "whole", "abc", "20", "2.13", "0.7.2")
 
 
 def write(path: Path, props: dict[str, str], name: str = "faces", size: int = SIZE) -> Path:

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from fr_deploy.models import attention, autoencoder, layers, restorer, unet
+from fr_deploy.models import attention, autoencoder, layers, parts, restorer, unet
 from fr_deploy.models.restorer import RestorationGraph
 from fr_export import onnx
 from fr_export.onnx import OPSET, export_onnx, graph_metadata
@@ -13,7 +13,7 @@ _HERE = Path(__file__).parent
 _SOURCES = (
     str(onnx.__file__),
     _HERE / "lowering.py",
-    *(str(module.__file__) for module in (attention, autoencoder, layers, restorer, unet)),
+    *(str(module.__file__) for module in (attention, autoencoder, layers, parts, restorer, unet)),
 )
 """The code that decides what an export holds."""
 

@@ -18,8 +18,10 @@ class GraphMetadata:
     preset: str
     dtype: str
     """Of the weights: "float32" or "float16"."""
+    part: str
+    """"whole", or one of the graph's four parts."""
     graph: str
-    """SHA-256 of the preset and all weights, in hexadecimal."""
+    """SHA-256 of the preset and all weights of the part, in hexadecimal."""
     opset: str
     torch: str
     onnxscript: str
