@@ -154,7 +154,7 @@ def _write_beside(model: Any, path: Path, data: str) -> None:
     import onnx_ir
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part") as folder:
         written = Path(folder) / path.name
         onnx_ir.save(model, written, external_data=data)
         onnx.checker.check_model(str(written))

@@ -41,6 +41,6 @@ class GraphMetadata:
             if PREFIX + field.name not in props:
                 raise ModelError(
                     f"{path} has no metadata field {PREFIX + field.name!r}, so it is no export of this program; "
-                    "make one with: fr-deploy export onnx BUNDLE -o FILE"
+                    "make one with: fr-deploy export MODEL -o DIR"
                 )
         return GraphMetadata(**{f.name: props[PREFIX + f.name] for f in fields(GraphMetadata)})
