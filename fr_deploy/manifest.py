@@ -18,6 +18,8 @@ from fr_deploy.strict_json import of_json, to_json
 
 SCHEMA = 1
 FILE = "manifest.json"
+SIGNATURE = "manifest.json.sig"
+"""Of the manifest's bytes (`fr_deploy.manifest_sign`)."""
 PARTS = ("encoder", "adapter", "unet", "decoder")
 """The components in the order they run; or `WHOLE` alone."""
 WHOLE = "whole"
@@ -209,13 +211,14 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
-    """Write DIR/manifest.json, whole or not at all.
+    """Write DIR/manifest.json, whole or not at all; the signature of an older one is removed.
 
     Raises:
         ModelError: it could not be read again.
         ResourceError, ImageError: as `atomic_write`.
     """
     data, path = manifest_bytes(manifest), folder / FILE
+    (folder / SIGNATURE).unlink(missing_ok=True)
     with atomic_write(path) as file:
         file.write(data)
     return path
