@@ -41,7 +41,7 @@ def test_ultralytics_manner() -> None:
 
 def test_what_is_not_given() -> None:
     graph = options_of("onnx")
-    assert (graph.precision, graph.batches, graph.engine) == ("fp32", (BatchRange(1, 8, 64),), None)
+    assert (graph.precision, graph.batches, graph.engine) == ("fp32", (BatchRange(1, 8, 16),), None)
     assert graph.names == PARTS
     engine = options_of("tensorrt-rtx", buckets=(1, 4), whole=True).engine
     assert engine is not None

@@ -192,3 +192,8 @@ def test_an_export_that_is_right_passes_and_nothing_departs(bundle: Path, out: P
     parity = fr_export.verify_directory(out, bundle, bisect=True, say=said.append)
     assert parity == read(out).parity
     assert "no tensor departs from what the model computes" in said
+
+
+def test_the_model_is_named_where_it_is_not_embedded(out: Path) -> None:
+    with pytest.raises(UsageError, match=r"of preset tiny; name the model .* with --model"):
+        fr_export.verify_directory(out)

@@ -36,7 +36,7 @@ photos_option = click.option(
 @click.option(
     "--batch",
     metavar="LEAST:BEST:MOST",
-    help="Batches, or one number.  [default: 1:8:64 for onnx, 1:4:8 for engines]",
+    help="Batches, or one number.  [default: 1:8:16 for onnx, 1:4:8 for engines]",
 )
 @click.option("--buckets", metavar="N,N,...", help="Static batches in place of a range; engines.")
 @click.option(

@@ -3,7 +3,7 @@
 import math
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +140,7 @@ def _values(path: Path, model: Any, given: Arrays, names: list[str]) -> Arrays:
 
 
 @contextmanager
-def _opened(path: Path, model: Any, names: list[str]) -> Iterator[Path]:
+def _opened(path: Path, model: Any, names: list[str]) -> Generator[Path]:
     """The file with inner tensors as outputs, beside it: its weights may lie there."""
     opened = onnx.ModelProto()
     opened.CopyFrom(model)

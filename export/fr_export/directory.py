@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from fr_deploy.errors import ModelError
+from fr_deploy.errors import ModelError, UsageError
 from fr_deploy.manifest import FILE, ComponentName, Format, Manifest, Precision, write_manifest
 from fr_deploy.models.lora import LoraFile
 from fr_deploy.models.restorer import RestorationGraph
@@ -17,7 +17,7 @@ from fr_export.engine_options import EngineOptions, installed, require_installed
 from fr_export.engine_process import Step
 from fr_export.onnx import export_onnx
 from fr_export.options import Options, options_of
-from fr_export.session import run_files
+from fr_export.session import Files, run_files
 from fr_export.state import Made, file_of, finished, forget_others, key_of, record, writing
 from fr_export.subject import Source, Subject, subject_of
 from fr_export.verify import fixed_faces, measure, report, require
@@ -78,10 +78,20 @@ def export(
     if options.engine is not None:
         require_installed(options.engine.flavour)
     subject = subject_of(source, loras)
+    _require_batches(subject.graph, options)
     if subject.proof:
         say(subject.proof)
     with writing(out):
         return _export(subject, out, options, photos, say, progress)
+
+
+def _require_batches(graph: RestorationGraph, options: Options) -> None:
+    most = max(batches.most for batches in options.batches)
+    if most > graph.most:
+        raise UsageError(
+            f"a batch of {most} is asked for; a picture in the autoencoder of {graph.preset.name} then has 2^31 values "
+            f"and more, which kernels do not count: allowed are {graph.most} at most"
+        )
 
 
 def _export(
@@ -94,13 +104,13 @@ def _export(
 ) -> Manifest:
     (out / FILE).unlink(missing_ok=True)
     graphs = dict(_graphs(subject, out, options, say))
-    files = {name: out / f"{name}.onnx" for name in options.names}
+    files: Files = {name: out / f"{name}.onnx" for name in options.names}
     faces = fixed_faces(subject.graph.preset.size, photos)
     parity = measure(subject.graph, faces, run_files(files, faces), files)
     for line in report(parity, options.precision):
         say(line)
     require(parity, options.precision)
-    engines = {
+    engines: dict[ComponentName, Made] = {
         name: _engine(name, graphs[name], out, options.engine, say, progress)
         for name in (options.names if options.engine else ())
     }

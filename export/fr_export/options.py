@@ -14,7 +14,7 @@ from fr_export.onnx import BATCH
 FORMATS: tuple[Format, ...] = ("onnx", "tensorrt", "tensorrt-rtx")
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 _BY_FORMAT: dict[Format, tuple[Precision, str]] = {
-    "onnx": ("fp32", f"1:8:{BATCH}"),
+    "onnx": ("fp32", "1:8:16"),
     "tensorrt": ("fp16", "1:4:8"),
     "tensorrt-rtx": ("fp16", "1:4:8"),
 }
@@ -53,7 +53,7 @@ def options_of(
     Args:
         format: "onnx", "tensorrt" or "tensorrt-rtx".
         precision: "fp32" or "fp16"; by default fp32 for ONNX and fp16 for engines.
-        batch: "LEAST:BEST:MOST" or one number: one profile. By default 1:4:8, of ONNX 1:8:64.
+        batch: "LEAST:BEST:MOST" or one number: one profile. By default 1:4:8, of ONNX 1:8:16.
         buckets: static batches in place of it, for engines; a profile each.
         whole: one graph in place of four.
         capabilities, workspace, timing_cache: as `EngineOptions`.

@@ -24,8 +24,7 @@ def exported_files(folder: Path) -> Files:
     Raises:
         ModelError: neither all parts nor the whole lies there.
     """
-    named = [(tuple(PARTS), "parts"), ((WHOLE,), "whole")]
-    for names, _ in named:
+    for names in (PARTS, (WHOLE,)):
         files: dict[Any, Path] = {name: folder / f"{name}.onnx" for name in names}
         if all(path.is_file() for path in files.values()):
             return files

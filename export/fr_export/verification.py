@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from fr_deploy.errors import ModelError
+from fr_deploy.bundle import EMBEDDED
+from fr_deploy.errors import ModelError, UsageError
 from fr_deploy.manifest import (
     FILE,
     ComponentName,
@@ -54,19 +55,30 @@ def verify_directory(
         The figures. A manifest that is there gets them.
 
     Raises:
+        UsageError: no model is named, and none of that preset is embedded.
         ModelError: another model or LoRAs; files that are missing, damaged or altered; figures below their floors. The
             manifest is removed then, if it was the files' fault.
     """
     files = exported_files(folder)
-    said = {name: metadata_of(path) for name, path in files.items()}
+    said: dict[ComponentName, GraphMetadata] = {
+        name: metadata_of(path) for name, path in files.items()
+    }
     first = next(iter(said.values()))
+    if source is None and first.preset not in EMBEDDED:
+        raise UsageError(
+            f"{folder} is of preset {first.preset}; name the model it was made from with --model"
+        )
     graph = subject_of(source or first.preset, loras).graph
-    precision = next(p for p, dtype in DTYPES.items() if str(dtype) == f"torch.{first.dtype}")
+    precision: Precision = next(
+        p for p, dtype in DTYPES.items() if str(dtype) == f"torch.{first.dtype}"
+    )
     typed = copy.deepcopy(graph).to(DTYPES[precision])
     _require_same_model(files, said, typed)
     faces = fixed_faces(graph.preset.size, photos)
     try:
-        altered = [n for n, path in files.items() if not _as_written(typed, n, path, said[n], say)]
+        altered: list[ComponentName] = [
+            n for n, path in files.items() if not _as_written(typed, n, path, said[n], say)
+        ]
         parity = measure(graph, faces, run_files(files, faces), files)
         for line in report(parity, precision):
             say(line)
