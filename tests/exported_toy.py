@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from fr_deploy.manifest import (
 from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.presets import PRESETS
 from fr_deploy.models.restorer import RestorationGraph
+from fr_deploy.runtime.agreement import random_pictures
+from fr_deploy.runtime.torch_backend import TorchBackend
 from fr_export.lowering import TRANSLATIONS
 from fr_export.onnx import graph_hash
 
@@ -35,6 +38,13 @@ MOST = 8
 def toy() -> RestorationGraph:
     torch.manual_seed(0)
     return RestorationGraph.of(LafrModel(TOY).eval().requires_grad_(False)).eval()
+
+
+@cache
+def pictures() -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight faces, and what torch makes of them: uint8 [8, S, S, 3] each, not to be written to."""
+    faces = random_pictures(TOY.size, MOST)
+    return faces, TorchBackend(toy()).run(faces)
 
 
 class _ToBytes(nn.Module):
@@ -50,7 +60,7 @@ def export_toy(folder: Path) -> None:
     """The toy graph in float32, by component."""
     graph = toy().use_kernels(False)
     x: Any = torch.zeros(2, TOY.size, TOY.size, 3, dtype=torch.uint8)
-    modules = (graph.encoder, graph.adapter, graph.unet, _ToBytes(graph.decoder))
+    modules = (graph.encoder, graph.adapter, graph.unet, _ToBytes(graph.decoder).eval())
     components, taken = [], "faces"
     for name, module in zip(PARTS, modules, strict=True):
         given = "restored" if name == "decoder" else f"{name}_latent"
@@ -127,7 +137,7 @@ def as_engines(folder: Path, form: Any, version: str, gpu: Gpu, **changes: Any) 
     for component in manifest.components:
         path = f"{component.name}.engine"
         shutil.copy(folder / f"{component.name}.onnx", folder / path)
-        files = (*component.files, file_of(folder, path, "engine"))
+        files = (file_of(folder, f"{component.name}.onnx"), file_of(folder, path, "engine"))
         components.append(replace(component, files=files))
     values = {"verified": "engine", "versions": {form: version}, "gpu": gpu} | changes
     return changed(folder, format=form, components=tuple(components), **values)
