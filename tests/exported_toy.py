@@ -56,10 +56,11 @@ class _ToBytes(nn.Module):
         return RestorationGraph.to_bytes(self, self.decoder(latent))  # reads nothing of self
 
 
-def export_toy(folder: Path) -> None:
-    """The toy graph in float32, by component."""
-    graph = toy().use_kernels(False)
-    x: Any = torch.zeros(2, TOY.size, TOY.size, 3, dtype=torch.uint8)
+def export_parts(graph: RestorationGraph, folder: Path) -> None:
+    """A graph in float32, by component."""
+    graph.use_kernels(False).eval()
+    size = graph.preset.size
+    x: Any = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     modules = (graph.encoder, graph.adapter, graph.unet, _ToBytes(graph.decoder).eval())
     components, taken = [], "faces"
     for name, module in zip(PARTS, modules, strict=True):
@@ -106,8 +107,8 @@ def _manifest(graph: RestorationGraph, components: tuple[Component, ...]) -> Man
         fr_deploy="0.1.0",
         commit="",
         family="lafr",
-        preset=TOY.name,
-        size=TOY.size,
+        preset=graph.preset.name,
+        size=graph.preset.size,
         weights="0" * 64,
         loras=(),
         graph=graph_hash(graph),

@@ -41,6 +41,7 @@ COMMANDS = {
         "fr_training.cli:bundle", "Write the result of a training RUN as a bundle."
     ),
     "export": _Subcommand("fr_export.cli:export", "Write a bundle's graph for other runtimes."),
+    "sign": _Subcommand("fr_deploy.cli.sign:sign", "Sign an exported directory."),
     "bench": _Subcommand(
         "fr_bench.cli:bench",
         "Measure speed on this machine; the last line printed is one JSON document.",
