@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from fr_deploy.manifest import (
 from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.presets import PRESETS
 from fr_deploy.models.restorer import RestorationGraph
+from fr_deploy.runtime.agreement import random_pictures
+from fr_deploy.runtime.torch_backend import TorchBackend
 from fr_export.lowering import TRANSLATIONS
 from fr_export.onnx import graph_hash
 
@@ -37,6 +40,13 @@ def toy() -> RestorationGraph:
     return RestorationGraph.of(LafrModel(TOY).eval().requires_grad_(False)).eval()
 
 
+@cache
+def pictures() -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight faces, and what torch makes of them: uint8 [8, S, S, 3] each, not to be written to."""
+    faces = random_pictures(TOY.size, MOST)
+    return faces, TorchBackend(toy()).run(faces)
+
+
 class _ToBytes(nn.Module):
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -46,11 +56,12 @@ class _ToBytes(nn.Module):
         return RestorationGraph.to_bytes(self, self.decoder(latent))  # reads nothing of self
 
 
-def export_toy(folder: Path) -> None:
-    """The toy graph in float32, by component."""
-    graph = toy().use_kernels(False)
-    x: Any = torch.zeros(2, TOY.size, TOY.size, 3, dtype=torch.uint8)
-    modules = (graph.encoder, graph.adapter, graph.unet, _ToBytes(graph.decoder))
+def export_parts(graph: RestorationGraph, folder: Path) -> None:
+    """A graph in float32, by component."""
+    graph.use_kernels(False).eval()
+    size = graph.preset.size
+    x: Any = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    modules = (graph.encoder, graph.adapter, graph.unet, _ToBytes(graph.decoder).eval())
     components, taken = [], "faces"
     for name, module in zip(PARTS, modules, strict=True):
         given = "restored" if name == "decoder" else f"{name}_latent"
@@ -96,8 +107,8 @@ def _manifest(graph: RestorationGraph, components: tuple[Component, ...]) -> Man
         fr_deploy="0.1.0",
         commit="",
         family="lafr",
-        preset=TOY.name,
-        size=TOY.size,
+        preset=graph.preset.name,
+        size=graph.preset.size,
         weights="0" * 64,
         loras=(),
         graph=graph_hash(graph),
@@ -127,7 +138,7 @@ def as_engines(folder: Path, form: Any, version: str, gpu: Gpu, **changes: Any) 
     for component in manifest.components:
         path = f"{component.name}.engine"
         shutil.copy(folder / f"{component.name}.onnx", folder / path)
-        files = (*component.files, file_of(folder, path, "engine"))
+        files = (file_of(folder, f"{component.name}.onnx"), file_of(folder, path, "engine"))
         components.append(replace(component, files=files))
     values = {"verified": "engine", "versions": {form: version}, "gpu": gpu} | changes
     return changed(folder, format=form, components=tuple(components), **values)

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from exported_toy import changed, file_of, toy
+from exported_toy import changed, file_of, pictures
 from fr_deploy.errors import ModelError, UsageError
 from fr_deploy.manifest import Batches, Manifest, Tensor, parse_manifest
 from fr_deploy.manifest_check import Here, check
 from fr_deploy.runtime.agreement import agree, random_pictures
 from fr_deploy.runtime.onnx_chain import OnnxChain
 from fr_deploy.runtime.profiles import padded, profile
-from fr_deploy.runtime.torch_backend import TorchBackend
 
 NOTHING = Here({}, no_gpu="none")
 
@@ -35,9 +34,8 @@ def manifest_of(folder: Path) -> Manifest:
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_it_restores_what_torch_restores(batch: int, chain: OnnxChain) -> None:
-    faces = random_pictures(64, batch)
+    faces, expected = (whole[:batch] for whole in pictures())
     kept = faces.clone()
-    expected = TorchBackend(toy()).run(faces)
     assert agree(chain.run(faces), expected).psnr >= 60
     assert torch.equal(faces, kept)
 
@@ -62,10 +60,10 @@ def test_faces_between_two_batches_are_padded(copy: Path) -> None:
     changed(copy, batches=(Batches(2, 2, 2), Batches(5, 5, 5)))
     bucketed = OnnxChain(copy, check(copy, NOTHING))
     assert bucketed.limit == 5
-    faces, graph = random_pictures(64, 5), toy()
+    faces, expected = pictures()
     for count in (1, 2, 3, 5):
         got = bucketed.run(faces[:count])
-        assert agree(got, graph(faces[:count])).psnr >= 60
+        assert agree(got, expected[:count]).psnr >= 60
     assert set(bucketed._bound) == {2, 5}
     with pytest.raises(UsageError, match="6 faces at once; allowed are 5"):
         bucketed.run(random_pictures(64, 6))

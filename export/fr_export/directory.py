@@ -17,6 +17,7 @@ from fr_export.engine_options import EngineOptions, installed, require_installed
 from fr_export.engine_process import Step
 from fr_export.onnx import export_onnx
 from fr_export.options import Options, options_of
+from fr_export.run_engines import verify_engines
 from fr_export.session import Files, run_files
 from fr_export.state import Made, file_of, finished, forget_others, key_of, record, writing
 from fr_export.subject import Source, Subject, subject_of
@@ -119,6 +120,7 @@ def _export(
         out, {file.path for made in (*graphs.values(), *engines.values()) for file in made.files}
     )
     write_manifest(out, manifest)
+    manifest = verify_engines(out, manifest, subject.graph, faces, say)
     say(f"{out / FILE}  verified: {manifest.verified}")
     return manifest
 

@@ -25,6 +25,7 @@ from fr_deploy.runtime.metadata import GraphMetadata
 from fr_export.departure import Departure, first_departure
 from fr_export.onnx import export_onnx, graph_hash, graph_metadata
 from fr_export.options import DTYPES
+from fr_export.run_engines import verify_engines
 from fr_export.session import Files, exported_files, metadata_of, run_files
 from fr_export.state import file_sha256
 from fr_export.subject import Source, subject_of
@@ -93,10 +94,13 @@ def verify_directory(
     except ModelError:
         (folder / FILE).unlink(missing_ok=True)
         raise
-    if (folder / FILE).is_file():
-        manifest = parse_manifest((folder / FILE).read_bytes())
-        write_manifest(folder, replace(manifest, parity=parity))
-    return parity
+    if not (folder / FILE).is_file():
+        return parity
+    manifest = replace(parse_manifest((folder / FILE).read_bytes()), parity=parity)
+    if manifest.gpu is not None:
+        manifest = replace(manifest, verified="onnx only")
+    write_manifest(folder, manifest)
+    return verify_engines(folder, manifest, graph, faces, say).parity
 
 
 def _require_same_model(

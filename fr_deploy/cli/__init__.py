@@ -46,6 +46,7 @@ COMMANDS = {
     "verify": _Subcommand(
         "fr_export.cli:verify", "Hold an exported directory to the model it was made from."
     ),
+    "sign": _Subcommand("fr_deploy.cli.sign:sign", "Sign an exported directory."),
     "bench": _Subcommand(
         "fr_bench.cli:bench",
         "Measure speed on this machine; the last line printed is one JSON document.",
