@@ -10,7 +10,11 @@ import tensorrt_stand_in
 from cuda_stand_in import CudaStandIn
 from tensorrt_stand_in import StandIn
 
-KINDS = {"tensor(uint8)": ("UINT8", np.uint8), "tensor(float)": ("FLOAT", np.float32)}
+KINDS = {
+    "tensor(uint8)": ("UINT8", np.uint8),
+    "tensor(int32)": ("INT32", np.int32),
+    "tensor(float)": ("FLOAT", np.float32),
+}
 SCRATCH = 1000
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,31 @@ import torch
 from onnx import numpy_helper
 
 import fr_export
+from cuda_stand_in import CudaStandIn
 from export_cases import TINY, tiny_bundle
+from exported_toy import as_engines
 from fr_deploy.bundle import load_graph
 from fr_deploy.errors import ModelError, ResourceError, UsageError
-from fr_deploy.manifest import FILE, PARTS, Manifest, parse_manifest
+from fr_deploy.manifest import (
+    FILE,
+    PARTS,
+    Batches,
+    Gpu,
+    Manifest,
+    parse_manifest,
+    write_manifest,
+)
+from fr_deploy.runtime import here, tensorrt_backend
 from fr_deploy.runtime.agreement import agree, random_pictures
 from fr_export import state
 from fr_export.cache import export_key
 from fr_export.onnx import graph_hash
+from fr_export.run_engines import verify_engines
 from fr_export.session import exported_files, run_files
 from fr_export.state import Made, file_of, file_sha256, finished, record
+from fr_export.verify import fixed_faces
+from tensorrt_runtime_stand_in import RuntimeStandIn
+from tensorrt_stand_in import VERSIONS
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +213,44 @@ def test_an_export_that_is_right_passes_and_nothing_departs(bundle: Path, out: P
 def test_the_model_is_named_where_it_is_not_embedded(out: Path) -> None:
     with pytest.raises(UsageError, match=r"of preset tiny; name the model .* with --model"):
         fr_export.verify_directory(out)
+
+
+@pytest.mark.parametrize("altered", [False, True])
+def test_engines_are_run_where_their_gpu_is(
+    bundle: Path, out: Path, monkeypatch: pytest.MonkeyPatch, altered: bool
+) -> None:
+    """On stand-ins, to which an engine is an ONNX file: the way of the figures, not an engine, is what runs here."""
+    version = next(v for v in VERSIONS if "rtx" in v)
+    number = version.rpartition("-")[2]
+    if altered:
+        alter(out / "unet.onnx", "unet.conv_in.weight", 1.5)
+    gpu = Gpu(None, ("8.9",), "580")
+    as_engines(out, "tensorrt-rtx", number, gpu, batches=(Batches(1, 2, 2),))
+    manifest = replace(read(out), verified="onnx only")
+    write_manifest(out, manifest)
+    graph, faces = load_graph(bundle), fixed_faces(TINY.size)
+    said: list[str] = []
+    assert verify_engines(out, manifest, graph, faces, said.append) == manifest
+    assert "the engines were not run, only their ONNX files: " in said[0]
+    cuda = CudaStandIn()
+    trt = RuntimeStandIn(version, cuda, profiles=((1, 2, 2),))
+    monkeypatch.setattr(tensorrt_backend, "_module", lambda form: trt)
+    monkeypatch.setattr(tensorrt_backend, "bindings", lambda name: cuda)
+    nvml = type("Nvml", (), {"init_v2": int, "system_get_driver_version": lambda: "580.65.06"})
+    monkeypatch.setattr(here, "bindings", {"runtime": cuda, "nvml": nvml}.__getitem__)
+    monkeypatch.setattr(here, "version", lambda name: number)
+    if altered:
+        with pytest.raises(ModelError, match="does not compute what the graph computes"):
+            verify_engines(out, manifest, graph, faces, said.append)
+        assert not (out / FILE).exists()
+    else:
+        verified = verify_engines(out, manifest, graph, faces, said.append)
+        assert (verified.verified, verified.parity.codes >= 0.999) == ("engine", True)
+        assert [o.output for o in verified.parity.outputs] == [
+            "latent",
+            "aligned",
+            "denoised",
+            "restored",
+        ]
+        assert read(out) == verified
+    assert not cuda.memory

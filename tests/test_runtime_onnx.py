@@ -82,7 +82,7 @@ def test_a_closed_backend_says_so(file: Path) -> None:
 @pytest.mark.parametrize("field", METADATA.to_props())
 def test_a_foreign_file_is_refused_by_the_field_it_lacks(tmp_path: Path, field: str) -> None:
     props = {name: text for name, text in METADATA.to_props().items() if name != field}
-    with pytest.raises(ModelError, match=f"no metadata field '{field}'.*fr-deploy export onnx"):
+    with pytest.raises(ModelError, match=f"no metadata field '{field}'.*fr-deploy export MODEL"):
         OnnxBackend(write(tmp_path / "foreign.onnx", props))
 
 

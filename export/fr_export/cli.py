@@ -17,7 +17,7 @@ photos_option = click.option(
 )
 
 
-@click.command(short_help="Write a bundle as verified ONNX files or engines.")
+@click.command(short_help="Write a bundle as ONNX files or engines, compared with it.")
 @click.argument("words", metavar="MODEL [KEY=VALUE]...", nargs=-1, required=True)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="DIR."
@@ -30,7 +30,7 @@ photos_option = click.option(
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp16", "bf16", "fp32"]),
+    type=click.Choice(["fp16", "fp32"]),
     help="Of the weights and most of the work.  [default: fp32 for onnx, fp16 for engines]",
 )
 @click.option(
@@ -116,7 +116,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
-@click.command(short_help="Run an exported directory beside the model it was made from.")
+@click.command(short_help="Hold an exported directory to the model it was made from.")
 @click.argument(
     "folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False, exists=True)
 )

@@ -52,7 +52,8 @@ def options_of(
 
     Args:
         format: "onnx", "tensorrt" or "tensorrt-rtx".
-        precision: "fp32" or "fp16"; by default fp32 for ONNX and fp16 for engines.
+        precision: "fp32" or "fp16"; by default fp32 for ONNX and fp16 for engines. "bf16" could not be compared with
+            the model: onnxruntime does not compute it.
         batch: "LEAST:BEST:MOST" or one number: one profile. By default 1:4:8, of ONNX 1:8:16.
         buckets: static batches in place of it, for engines; a profile each.
         whole: one graph in place of four.
@@ -66,7 +67,10 @@ def options_of(
     chosen, usual = _BY_FORMAT[format]
     precision = precision or chosen
     if precision not in DTYPES:
-        raise UsageError(f"precision is {precision!r}; allowed are {', '.join(DTYPES)}")
+        why = "; onnxruntime computes no bfloat16, so it could not be compared" * (
+            precision == "bf16"
+        )
+        raise UsageError(f"precision is {precision!r}; allowed are {', '.join(DTYPES)}{why}")
     if batch is not None and buckets:
         raise UsageError("a range of batches and buckets are given; give --batch or --buckets")
     batches = tuple(BatchRange.of(f"{n}") for n in buckets) or (BatchRange.of(batch or usual),)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fr_deploy.errors import ModelError, ResourceError
-from fr_deploy.manifest import FILE, Manifest, write_manifest
+from fr_deploy.manifest import FILE, ComponentName, Manifest, write_manifest
 from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.runtime.exported import Exported
 from fr_deploy.runtime.select import Request
@@ -45,7 +45,7 @@ def verify_engines(
     except (ModelError, ResourceError) as error:
         say(f"the engines were not run, only their ONNX files: {error}")
         return manifest
-    names = {component.name: None for component in manifest.components}
+    names: dict[ComponentName, None] = {component.name: None for component in manifest.components}
     parity = measure(graph, faces, values, names)
     say("the engines themselves:")
     for line in report(parity, manifest.precision):

@@ -2,8 +2,8 @@
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -60,10 +60,38 @@ def verify_directory(
         ModelError: another model or LoRAs; files that are missing, damaged or altered; figures below their floors. The
             manifest is removed then, if it was the files' fault.
     """
+    of = _read(folder, source, loras)
+    faces = fixed_faces(of.graph.preset.size, photos)
+    try:
+        parity = _parity(folder, of, faces, bisect, say)
+    except ModelError:
+        (folder / FILE).unlink(missing_ok=True)
+        raise
+    if not (folder / FILE).is_file():
+        return parity
+    manifest = replace(parse_manifest((folder / FILE).read_bytes()), parity=parity)
+    if manifest.gpu is not None:
+        manifest = replace(manifest, verified="onnx only")
+    write_manifest(folder, manifest)
+    return verify_engines(folder, manifest, of.graph, faces, say).parity
+
+
+@dataclass(frozen=True)
+class _Directory:
+    """What lies there, and what it was made from."""
+
+    files: Files
+    said: Mapping[ComponentName, GraphMetadata]
+    precision: Precision
+    graph: RestorationGraph
+    """In float32."""
+    typed: RestorationGraph
+    """In the precision of the files."""
+
+
+def _read(folder: Path, source: Source | None, loras: Sequence[LoraFile]) -> _Directory:
     files = exported_files(folder)
-    said: dict[ComponentName, GraphMetadata] = {
-        name: metadata_of(path) for name, path in files.items()
-    }
+    said: dict[ComponentName, GraphMetadata] = {n: metadata_of(path) for n, path in files.items()}
     first = next(iter(said.values()))
     if source is None and first.preset not in EMBEDDED:
         raise UsageError(
@@ -74,80 +102,56 @@ def verify_directory(
         p for p, dtype in DTYPES.items() if str(dtype) == f"torch.{first.dtype}"
     )
     typed = copy.deepcopy(graph).to(DTYPES[precision])
-    _require_same_model(files, said, typed)
-    faces = fixed_faces(graph.preset.size, photos)
-    try:
-        altered: list[ComponentName] = [
-            n for n, path in files.items() if not _as_written(typed, n, path, said[n], say)
-        ]
-        parity = measure(graph, faces, run_files(files, faces), files)
-        for line in report(parity, precision):
-            say(line)
-        if bisect or altered:
-            say(_bisected(files, graph, typed, faces[-1:], precision))
-        require(parity, precision)
-        if altered:
-            raise ModelError(
-                f"{files[altered[0]]} is not what this version writes of the model: it was altered after it was "
-                f"exported. Export again: fr-deploy export MODEL -o {folder}"
-            )
-    except ModelError:
-        (folder / FILE).unlink(missing_ok=True)
-        raise
-    if not (folder / FILE).is_file():
-        return parity
-    manifest = replace(parse_manifest((folder / FILE).read_bytes()), parity=parity)
-    if manifest.gpu is not None:
-        manifest = replace(manifest, verified="onnx only")
-    write_manifest(folder, manifest)
-    return verify_engines(folder, manifest, graph, faces, say).parity
-
-
-def _require_same_model(
-    files: Files, said: dict[ComponentName, GraphMetadata], typed: RestorationGraph
-) -> None:
     for name, metadata in said.items():
         if metadata.graph != graph_hash(typed, name):
             raise ModelError(
                 f"{files[name]} was made from other weights than those given; name the model with --model and its "
                 "LoRAs with --lora"
             )
+    return _Directory(files, said, precision, graph, typed)
 
 
-def _as_written(
-    typed: RestorationGraph, name: ComponentName, path: Path, said: GraphMetadata, say: Say
-) -> bool:
+def _parity(folder: Path, of: _Directory, faces: torch.Tensor, bisect: bool, say: Say) -> Parity:
+    altered = [path for name, path in of.files.items() if not _as_written(of, name, say)]
+    parity = measure(of.graph, faces, run_files(of.files, faces), of.files)
+    for line in report(parity, of.precision):
+        say(line)
+    if bisect or altered:
+        say(_bisected(of, faces[-1:]))
+    require(parity, of.precision)
+    if altered:
+        raise ModelError(
+            f"{altered[0]} is not what this version writes of the model: it was altered after it was exported. Export "
+            f"again: fr-deploy export MODEL -o {folder}"
+        )
+    return parity
+
+
+def _as_written(of: _Directory, name: ComponentName, say: Say) -> bool:
     """Whether a file is, byte by byte, what is written here; True where other versions would write another."""
-    now = graph_metadata(typed, int(said.opset), name)
-    if now != said:
+    path, said = of.files[name], of.said[name]
+    if graph_metadata(of.typed, int(said.opset), name) != said:
         say(f"{path}: written by other versions ({said.version}, torch {said.torch}), so only run")
         return True
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder) / path.name
-        export_onnx(typed, fresh, part=name, opset=int(said.opset))
-        beside = [p.name for p in fresh.parent.iterdir()]
+        export_onnx(of.typed, fresh, part=name, opset=int(said.opset))
         same = all(
-            (path.parent / n).is_file()
-            and file_sha256(fresh.parent / n) == file_sha256(path.parent / n)
-            for n in beside
+            (path.parent / new.name).is_file()
+            and file_sha256(new) == file_sha256(path.parent / new.name)
+            for new in fresh.parent.iterdir()
         )
     say(f"{path}: {'as this version writes it, byte by byte' if same else 'ALTERED'}")
     return same
 
 
 @torch.inference_mode()
-def _bisected(
-    files: Files,
-    graph: RestorationGraph,
-    typed: RestorationGraph,
-    face: torch.Tensor,
-    precision: Precision,
-) -> str:
+def _bisected(of: _Directory, face: torch.Tensor) -> str:
     """Part by part: against the file written anew, whose tensors must be equal; then against one in float32."""
-    given = {"faces": face, **graph.stages(face)._asdict()}
-    found = _search(files, typed, given, 0.0)
-    if found is None and precision != "fp32":
-        found = _search(files, graph, given, 10 ** (-FLOORS[precision].psnr / 20))
+    given = {"faces": face, **of.graph.stages(face)._asdict()}
+    found = _search(of.files, of.typed, given, 0.0)
+    if found is None and of.precision != "fp32":
+        found = _search(of.files, of.graph, given, 10 ** (-FLOORS[of.precision].psnr / 20))
     return str(found) if found else "no tensor departs from what the model computes"
 
 

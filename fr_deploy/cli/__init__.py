@@ -41,7 +41,8 @@ COMMANDS = {
         "fr_training.cli:bundle", "Write the result of a training RUN as a bundle."
     ),
     "export": _Subcommand(
-        "fr_export.cli:export", "Write a bundle as ONNX files or engines that were compared with it."
+        "fr_export.cli:export",
+        "Write a bundle as ONNX files or engines, compared with it.",
     ),
     "verify": _Subcommand(
         "fr_export.cli:verify", "Hold an exported directory to the model it was made from."

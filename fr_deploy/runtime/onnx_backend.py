@@ -1,4 +1,4 @@
-"""The restoration graph in onnxruntime, from the file that `fr-deploy export onnx` wrote."""
+"""The restoration graph in onnxruntime, from the file that `fr-deploy export --whole` wrote."""
 
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,9 @@ def open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:
             "in its place install the build for GPUs: pip uninstall onnxruntime && pip install onnxruntime-gpu"
         )
     if not path.is_file():
-        raise ModelError(f"{path} is missing; make it with: fr-deploy export onnx BUNDLE -o {path}")
+        raise ModelError(
+            f"{path} is missing; make it with: fr-deploy export BUNDLE -o {path.parent} --whole"
+        )
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
