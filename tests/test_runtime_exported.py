@@ -14,6 +14,7 @@ from fr_deploy.manifest_check import Here, check
 from fr_deploy.runtime.agreement import agree, random_pictures
 from fr_deploy.runtime.onnx_chain import OnnxChain
 from fr_deploy.runtime.profiles import padded, profile
+from micro_export import faces, micro
 
 NOTHING = Here({}, no_gpu="none")
 
@@ -69,6 +70,18 @@ def test_faces_between_two_batches_are_padded(copy: Path) -> None:
         bucketed.run(random_pictures(64, 6))
 
 
+@pytest.mark.parametrize("latent", ["float32", "float16"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_goes_in_comes_out(latent: str, whole: bool, tmp_path: Path) -> None:
+    """Components that compute nothing, with codes as an output that the chain has no use for."""
+    manifest = micro(tmp_path, latent, whole=whole)
+    chain = OnnxChain(tmp_path, check(tmp_path, NOTHING))
+    assert chain.dtype == manifest.precision
+    for count in (1, 3, 8, 2):
+        given = torch.from_numpy(faces(count))
+        assert torch.equal(chain.run(given), given)
+
+
 def test_which_batch_and_profile() -> None:
     buckets = (Batches(1, 1, 1), Batches(4, 4, 4), Batches(8, 8, 8))
     assert [padded(n, buckets) for n in range(1, 9)] == [1, 4, 4, 4, 8, 8, 8, 8]
@@ -106,9 +119,9 @@ def test_a_file_that_is_no_onnx(copy: Path) -> None:
 
 def test_other_faces_are_refused(exported: Path) -> None:
     chain = OnnxChain(exported, check(exported, NOTHING))
-    for faces in (torch.zeros(0, 64, 64, 3), torch.zeros(1, 64, 64, 3), random_pictures(32, 1)):
+    for wrong in (torch.zeros(0, 64, 64, 3), torch.zeros(1, 64, 64, 3), random_pictures(32, 1)):
         with pytest.raises(UsageError, match="expected uint8 \\[B, 64, 64, 3\\]"):
-            chain.run(faces)
+            chain.run(wrong)
     chain.close()
     chain.close()
     with pytest.raises(UsageError, match="the backend is closed"):

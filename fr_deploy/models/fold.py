@@ -186,10 +186,7 @@ def fold_upsample_transposed(conv: Affine) -> Affine:
 
 def phases_of_transposed(weight: Tensor) -> Tensor:
     """The weight of `fold_upsample` from that of `fold_upsample_transposed`: the same numbers, [I, O, 4, 4] -> [4 O, I, 2, 2]."""
-    weight, taps = (
-        weight.transpose(0, 1),
-        ([3, 1], [2, 0]),
-    )  # of a phase, as `_interleaved` spread them
+    weight, taps = weight.transpose(0, 1), ([3, 1], [2, 0])  # of a phase, as `_interleaved` spread them
     return torch.cat([weight[:, :, rows][..., columns] for rows in taps for columns in taps])
 
 
