@@ -11,6 +11,7 @@ from torch import Tensor
 from fr_deploy.bundle import Bundle, load_bundle
 from fr_deploy.errors import UsageError
 from fr_deploy.runtime.backend import Backend
+from fr_deploy.runtime.exported import Exported, title
 from fr_deploy.runtime.runner import Runner
 from fr_deploy.runtime.select import Request, load_backend
 
@@ -145,3 +146,26 @@ def load_restorer(
         return Restorer(backend, name, batch=batch, fixed_bucket=fixed_bucket)
     request.refuse_for("a sampled latent", fixed_bucket)
     return SampledRestorer(load_bundle(source), name, seed=seed, batch=batch or 4)
+
+
+def load_exported(
+    exported: Exported,
+    *,
+    request: Request | None = None,
+    batch: int | None = None,
+    fixed_bucket: int | None = None,
+) -> Restorer:
+    """Load a directory that `fr-deploy export` wrote, ready to restore; refused unless it is what its manifest says.
+
+    Args:
+        exported: the directory, and how far it is to be trusted.
+        request: device and threads; what it runs in was decided when it was exported.
+        batch, fixed_bucket: as `Restorer`.
+
+    Raises:
+        ModelError, ResourceError, UsageError: as `Exported.load`.
+        UsageError: as `Restorer`.
+    """
+    backend, manifest = exported.load(request or Request())
+    name = title(exported.folder, manifest)
+    return Restorer(backend, name, batch=batch, fixed_bucket=fixed_bucket)

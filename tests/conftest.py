@@ -1,6 +1,7 @@
 """Triton kernels run interpreted in the tests, but for `pytest -m gpu`. Compiled forms: `fr_kernels.aot`."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -9,3 +10,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set before any test module is imported, because a kernel's decorator reads it."""
     if config.getoption("markexpr") != "gpu":
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy graph by component, exported once; tests that change it copy it first."""
+    from exported_toy import export_parts, toy
+
+    folder = tmp_path_factory.mktemp("exported") / "toy"
+    folder.mkdir()
+    export_parts(toy(), folder)
+    return folder

@@ -93,7 +93,7 @@ def test_the_share_of_multiplications_in_half(half: Path, single: Path, tmp_path
     assert graph.half == 192 / (192 + 192 + 64)
     assert graph.parameters == 8 * 24 * 2 + 24 * 8 * 4 + 8 * 8 * 4
     assert graph.inputs == {"x": (None, 8)}
-    with pytest.raises(ModelError, match=r"43% of its multiplications in half.*--dtype fp16"):
+    with pytest.raises(ModelError, match=r"43% of its multiplications in half.*--precision fp16"):
         build_engine(tmp_path / "mixed.onnx", tmp_path / "x", EngineOptions())
 
 
@@ -107,10 +107,10 @@ def test_what_is_no_graph(tmp_path: Path) -> None:
 def test_the_other_precision_is_refused(half: Path, single: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'fr-deploy[rtx]'")
     with pytest.raises(
-        ModelError, match=r"0% of its multiplications.*float16 is asked.*--dtype fp16"
+        ModelError, match=r"0% of its multiplications.*float16 is asked.*--precision fp16"
     ):
         build_engine(single, tmp_path / "x", EngineOptions())
-    with pytest.raises(ModelError, match=r"100% of its.*float32 is asked.*--dtype fp32"):
+    with pytest.raises(ModelError, match=r"100% of its.*float32 is asked.*--precision fp32"):
         build_engine(half, tmp_path / "x", EngineOptions(precision="float32"))
     assert not list(tmp_path.iterdir())
 

@@ -114,8 +114,9 @@ def test_one_file_of_standard_operators(name: str, request: pytest.FixtureReques
     assert {(o.domain, o.version) for o in model.opset_import} == {("", 20)}
     assert {node.domain for node in model.graph.node} == {""}
     assert not model.functions
-    for value, title in ((model.graph.input, "faces"), (model.graph.output, "restored")):
-        (side,) = value
+    (faces,), (restored, codes) = model.graph.input, model.graph.output
+    assert codes.name == "codes"
+    for side, title in ((faces, "faces"), (restored, "restored")):
         dims = [d.dim_param or d.dim_value for d in side.type.tensor_type.shape.dim]
         assert (side.name, dims) == (title, ["batch", 64, 64, 3])
         assert side.type.tensor_type.elem_type == TensorProto.UINT8
@@ -128,6 +129,7 @@ def test_the_file_says_what_it_is_and_nothing_of_this_machine(file: Path) -> Non
         "version": __version__,
         "preset": "lafr-toy",
         "dtype": "float32",
+        "part": "whole",
         "graph": graph_hash(toy()),
         "opset": "20",
         "torch": torch.__version__,

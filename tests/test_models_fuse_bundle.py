@@ -14,6 +14,7 @@ from torch import Tensor
 from fr_deploy.bundle import load_bundle, load_graph, read_bundle, save_bundle
 from fr_deploy.cli import main
 from fr_deploy.errors import ModelError
+from fr_deploy.manifest import parse_manifest
 from fr_deploy.models.lora import LoraFile
 from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.restorer import load_restorer
@@ -21,8 +22,6 @@ from fr_deploy.runtime.agreement import random_pictures
 from fr_deploy.runtime.onnx_backend import OnnxBackend
 from fr_export.cache import cached_onnx
 from lora_cases import CONVOLUTIONS, LINEARS, adapted, peft_folder, toy
-
-DEMO = Path(__file__).parents[1] / "assets" / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +150,16 @@ def test_restore_refuses(
 def test_export_fuses_and_onnxruntime_computes_the_fused_graph(
     folder: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "x.onnx"
-    given = ["--lora", f"{folder / 'lora'}", "--photos", str(DEMO), "-o", str(out)]
-    done = CliRunner().invoke(main, ["export", "onnx", str(folder / "bundle"), *given])
+    out = tmp_path / "x"
+    given = ["--lora", f"{folder / 'lora'}", "-o", str(out), "--whole"]
+    done = CliRunner().invoke(main, ["export", str(folder / "bundle"), *given])
     assert done.exit_code == 0, done.output
+    (lora,) = parse_manifest((out / "manifest.json").read_bytes()).loras
+    assert (lora.name, lora.scale) == ("lora", 1.0)
     assert done.stdout.startswith(f"fused {folder / 'lora'} x 1 into")
     faces = random_pictures(64, 2)
     fused = load_graph(read_bundle(folder / "bundle", loras=[LoraFile(folder / "lora")]))
-    with OnnxBackend(out) as backend:
+    with OnnxBackend(out / "whole.onnx") as backend:
         got = backend.run(faces).int()
     assert (got - fused(faces).int()).abs().max() <= 1
     assert (got - load_graph(folder / "bundle")(faces).int()).abs().max() > 10

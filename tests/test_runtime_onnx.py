@@ -12,7 +12,7 @@ from fr_deploy.runtime.metadata import GraphMetadata
 from fr_deploy.runtime.onnx_backend import OnnxBackend
 
 SIZE = 5
-METADATA = GraphMetadata("0.1.0", "lafr-toy", "float32", "abc", "20", "2.13", "0.7.2")
+METADATA = GraphMetadata("0.1.0", "lafr-toy", "float32", "whole", "abc", "20", "2.13", "0.7.2")
 
 
 def write(path: Path, props: dict[str, str], name: str = "faces", size: int = SIZE) -> Path:
@@ -82,7 +82,7 @@ def test_a_closed_backend_says_so(file: Path) -> None:
 @pytest.mark.parametrize("field", METADATA.to_props())
 def test_a_foreign_file_is_refused_by_the_field_it_lacks(tmp_path: Path, field: str) -> None:
     props = {name: text for name, text in METADATA.to_props().items() if name != field}
-    with pytest.raises(ModelError, match=f"no metadata field '{field}'.*fr-deploy export onnx"):
+    with pytest.raises(ModelError, match=f"no metadata field '{field}'.*fr-deploy export MODEL"):
         OnnxBackend(write(tmp_path / "foreign.onnx", props))
 
 

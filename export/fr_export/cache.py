@@ -1,9 +1,11 @@
 """Exports of graphs, kept on disk by what they are made of."""
 
 import hashlib
+from importlib.metadata import version
 from pathlib import Path
 
-from fr_deploy.models import attention, autoencoder, layers, restorer, unet
+from fr_deploy.manifest import ComponentName
+from fr_deploy.models import attention, autoencoder, layers, parts, restorer, unet
 from fr_deploy.models.restorer import RestorationGraph
 from fr_export import onnx
 from fr_export.onnx import OPSET, export_onnx, graph_metadata
@@ -13,27 +15,31 @@ _HERE = Path(__file__).parent
 _SOURCES = (
     str(onnx.__file__),
     _HERE / "lowering.py",
-    *(str(module.__file__) for module in (attention, autoencoder, layers, restorer, unet)),
+    *(str(module.__file__) for module in (attention, autoencoder, layers, parts, restorer, unet)),
 )
 """The code that decides what an export holds."""
+
+
+def export_key(graph: RestorationGraph, part: ComponentName = "whole", opset: int = OPSET) -> str:
+    """A digest of all that an export is made of: weights, versions, this package, the graph's code."""
+    metadata = graph_metadata(graph, opset, part)
+    made_by = hashlib.sha256(f"{metadata} {version('onnx')}".encode())
+    for source in _SOURCES:
+        made_by.update(Path(source).read_bytes())
+    return made_by.hexdigest()
 
 
 def cached_onnx(graph: RestorationGraph, folder: Path | None = None, *, opset: int = OPSET) -> Path:
     """A graph's .onnx file: from the cache folder, or exported and put there.
 
-    Its name holds the graph's hash and that of all it is made by (versions, this package, the graph's code), so
-    nothing in the folder is ever out of date.
+    Its name holds `export_key`, so nothing in the folder is ever out of date.
 
     Args:
         graph: as `export_onnx`.
         folder: `cache_folder()` by default.
         opset: as `export_onnx`.
     """
-    metadata = graph_metadata(graph, opset)
-    made_by = hashlib.sha256(f"{metadata}".encode())
-    for source in _SOURCES:
-        made_by.update(Path(source).read_bytes())
-    name = f"{metadata.preset}-{metadata.graph[:16]}-{made_by.hexdigest()[:16]}.onnx"
+    name = f"{graph.preset.name}-{export_key(graph, opset=opset)[:32]}.onnx"
     path = (folder or cache_folder()) / name
     if not path.is_file():
         export_onnx(graph, path, opset=opset)

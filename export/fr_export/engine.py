@@ -101,7 +101,7 @@ def require_precision(onnx: Path, graph: EngineGraph, options: EngineOptions) ->
         name = {"float16": "fp16", "float32": "fp32"}[options.precision]
         raise ModelError(
             f"{onnx} has {graph.half:.0%} of its multiplications in half precision, and {options.precision} is asked "
-            f"for; the graph decides, so export it so: fr-deploy export onnx BUNDLE -o FILE --dtype {name}"
+            f"for; the graph decides, so export it so: fr-deploy export MODEL -o DIR --precision {name}"
         )
 
 
@@ -116,7 +116,7 @@ def require_batches(onnx: Path, graph: EngineGraph, options: EngineOptions) -> N
         return
     raise ModelError(
         f"{onnx} has the fixed batch {fixed}, and {', '.join(map(str, options.batches))} is asked for; "
-        "fr-deploy export onnx writes a dynamic one"
+        "fr-deploy export writes a dynamic one"
     )
 
 

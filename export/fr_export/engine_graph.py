@@ -53,7 +53,7 @@ def read_graph(path: Path) -> EngineGraph:
         raise
     except Exception as error:  # protobuf, onnx and the file system each have their own
         raise ModelError(
-            f"{path} cannot be read as ONNX: {error}; write it anew with: fr-deploy export onnx BUNDLE -o FILE"
+            f"{path} cannot be read as ONNX: {error}; write it anew with: fr-deploy export MODEL -o DIR"
         ) from error
     if any(None in shape[1:] for shape in inputs.values()):
         raise ModelError(

@@ -108,6 +108,13 @@ class EngineOptions:
             )
 
 
+def installed(flavour: Flavour) -> str:
+    """Which installation of a flavour's package this is: its place and its age. (Loading it takes 234 MB.)"""
+    spec = find_spec(MODULES[flavour])
+    place = Path(spec.origin) if spec and spec.origin else Path()
+    return f"{place} {place.stat().st_mtime_ns}"
+
+
 def require_installed(flavour: Flavour) -> None:
     """Refuse early, by name.
 

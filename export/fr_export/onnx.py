@@ -1,4 +1,4 @@
-"""The restoration graph as one .onnx file of standard operators, weights inside."""
+"""The restoration graph, whole or by part, as an .onnx file of standard operators, weights inside."""
 
 import glob
 import hashlib
@@ -20,7 +20,9 @@ import torch
 from fr_deploy import __version__
 from fr_deploy.atomic import atomic_write
 from fr_deploy.errors import ModelError, ResourceError, UsageError
+from fr_deploy.manifest import ComponentName
 from fr_deploy.models.layers import Layer
+from fr_deploy.models.parts import ENDS, Part, example
 from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.runtime.metadata import GraphMetadata
 
@@ -35,8 +37,10 @@ ONNXSCRIPT = "onnxscript>=0.7,<0.8"
 DTYPES = ("float32", "float16")
 
 
-def export_onnx(graph: RestorationGraph, path: Path, *, opset: int = OPSET) -> None:
-    """Write a graph as ONNX: `faces` uint8 [batch, S, S, 3] -> `restored`, the same.
+def export_onnx(
+    graph: RestorationGraph, path: Path, *, part: ComponentName = "whole", opset: int = OPSET
+) -> None:
+    """Write a graph or a part of it as ONNX, with the inputs and outputs that `fr_deploy.models.parts.ENDS` names.
 
     Standard operators only; batch is dynamic, S the preset's. The same graph gives the same bytes. The file appears
     whole or not at all; above 2 GB of weights they lie beside it in `<name>-<hash>.data`.
@@ -44,6 +48,7 @@ def export_onnx(graph: RestorationGraph, path: Path, *, opset: int = OPSET) -> N
     Args:
         graph: float32 or float16 on any device; comes back as it was.
         path: of the .onnx file; replaced if it is there.
+        part: the whole graph, or one of its four parts.
         opset: version of ONNX's operators, 20 to 24.
 
     Raises:
@@ -52,8 +57,8 @@ def export_onnx(graph: RestorationGraph, path: Path, *, opset: int = OPSET) -> N
     """
     if opset not in OPSETS:
         raise UsageError(f"opset is {opset}; allowed are {OPSETS[0]} to {OPSETS[-1]}")
-    metadata = graph_metadata(graph, opset)
-    model = _described(_translated(graph, opset), metadata)
+    metadata = graph_metadata(graph, opset, part)
+    model = _described(_translated(graph, part, opset), metadata)
     weights = (value.const_value for value in model.graph.initializers.values())
     if sum(0 if weight is None else weight.nbytes for weight in weights) > EMBEDDED_BYTES:
         _write_beside(model, path, f"{path.name}-{metadata.graph[:16]}.data")
@@ -61,7 +66,9 @@ def export_onnx(graph: RestorationGraph, path: Path, *, opset: int = OPSET) -> N
         _write(model, path)
 
 
-def graph_metadata(graph: RestorationGraph, opset: int = OPSET) -> GraphMetadata:
+def graph_metadata(
+    graph: RestorationGraph, opset: int = OPSET, part: ComponentName = "whole"
+) -> GraphMetadata:
     """What the file says of itself.
 
     Raises:
@@ -72,16 +79,16 @@ def graph_metadata(graph: RestorationGraph, opset: int = OPSET) -> GraphMetadata
     if dtype not in DTYPES:
         raise UsageError(f"the graph's weights are {dtype}; allowed are {' and '.join(DTYPES)}")
     versions = {"torch": torch.__version__, "onnxscript": _onnxscript_version()}
-    digest = graph_hash(graph)
+    digest = graph_hash(graph, part)
     return GraphMetadata(
-        __version__, graph.preset.name, dtype, graph=digest, opset=str(opset), **versions
+        __version__, graph.preset.name, dtype, part, graph=digest, opset=str(opset), **versions
     )
 
 
-def graph_hash(graph: RestorationGraph) -> str:
-    """SHA-256 of the preset and of all weights, their dtype and names, whatever their device and strides."""
+def graph_hash(graph: RestorationGraph, part: ComponentName = "whole") -> str:
+    """SHA-256 of the preset and of all weights of a part, their dtype and names, whatever their device and strides."""
     digest = hashlib.sha256(json.dumps(asdict(graph.preset), sort_keys=True).encode())
-    for name, tensor in sorted(graph.state_dict().items()):
+    for name, tensor in sorted(Part(graph, part).state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
     return digest.hexdigest()
@@ -96,20 +103,19 @@ def _onnxscript_version() -> str:
         ) from error
 
 
-def _translated(graph: RestorationGraph, opset: int) -> Any:
-    """The graph as an `onnx_ir.Model`."""
+def _translated(graph: RestorationGraph, part: ComponentName, opset: int) -> Any:
+    """A part as an `onnx_ir.Model`."""
     from fr_export.lowering import TRANSLATIONS
 
-    size, device = graph.preset.size, next(graph.parameters()).device
-    faces = torch.zeros(2, size, size, 3, dtype=torch.uint8, device=device)
+    ends = ENDS[part]
     with _torch_ops(graph), _quiet():
         program = torch.onnx.export(
-            graph,
-            (faces,),
+            Part(graph, part).eval(),
+            (example(graph, part, 2),),
             dynamo=True,
             opset_version=opset,
-            input_names=["faces"],
-            output_names=["restored"],
+            input_names=[ends.takes],
+            output_names=list(ends.gives),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=min(BATCH, graph.most))},),
             custom_translation_table=TRANSLATIONS,
             verbose=False,
@@ -148,7 +154,7 @@ def _write_beside(model: Any, path: Path, data: str) -> None:
     import onnx_ir
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".", suffix=".part") as folder:
         written = Path(folder) / path.name
         onnx_ir.save(model, written, external_data=data)
         onnx.checker.check_model(str(written))

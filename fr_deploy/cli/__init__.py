@@ -40,7 +40,14 @@ COMMANDS = {
     "bundle": _Subcommand(
         "fr_training.cli:bundle", "Write the result of a training RUN as a bundle."
     ),
-    "export": _Subcommand("fr_export.cli:export", "Write a bundle's graph for other runtimes."),
+    "export": _Subcommand(
+        "fr_export.cli:export",
+        "Write a bundle as ONNX files or engines, compared with it.",
+    ),
+    "verify": _Subcommand(
+        "fr_export.cli:verify", "Hold an exported directory to the model it was made from."
+    ),
+    "sign": _Subcommand("fr_deploy.cli.sign:sign", "Sign an exported directory."),
     "bench": _Subcommand(
         "fr_bench.cli:bench",
         "Measure speed on this machine; the last line printed is one JSON document.",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fr_deploy.cli.restore_output import Display
     from fr_deploy.inputs import Job
     from fr_deploy.restore_files import FileResult, RunSettings
+    from fr_deploy.restorer import Restorer, SampledRestorer
 
 _ANGLES = {0, 90, 180, 270}
 _DEFAULT_PIXELS = 50_000_000  # that of fr_deploy.images.Limits, which is too heavy to import here
@@ -40,6 +41,23 @@ def _rotations(ctx: click.Context, param: click.Parameter, value: str) -> tuple[
 )
 @click.option("--model", default="lafr-mini", show_default=True, help="A bundle: name or folder.")
 @lora_option
+@click.option(
+    "--engines",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Run what `fr-deploy export` wrote there, in place of --model.",
+)
+@click.option(
+    "--allow-unverified",
+    is_flag=True,
+    help="Run --engines whose ONNX files alone were compared with the model.",
+)
+@click.option(
+    "--trust",
+    type=click.Path(path_type=Path),
+    metavar="KEY.pub",
+    help="Refuse --engines that were not signed with this key (`fr-deploy sign`).",
+)
 @click.option("--aligned", is_flag=True, help="Inputs are face crops: no detection, no paste back.")
 @click.option(
     "--faces",
@@ -216,27 +234,50 @@ def _run(
 
     from fr_deploy.faces import FaceDetector
     from fr_deploy.restore_files import restore_files
-    from fr_deploy.restorer import load_restorer
-    from fr_deploy.runtime.select import Request
 
     threads = given["threads"]
     if threads:
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
-    asked = ("device", "dtype", "backend", "attention", "require_gpu", "threads")
-    restorer = load_restorer(
-        with_loras(given["model"], given["loras"], display.note),
-        latent=given["latent"],
-        seed=given["seed"],
-        request=Request(**{name: given[name] for name in asked}),
-        batch=given["batch"],
-        fixed_bucket=given["fixed_bucket"],
-    )
+    restorer = _restorer(given, display)
     confidence = {} if given["confidence"] is None else {"confidence": given["confidence"]}
     detector = None if given["aligned"] else FaceDetector(threads=threads, **confidence)
     display.start(restorer.name, restorer.device, settings)
     with display:
         return restore_files(jobs, detector, restorer, settings, display.show)
+
+
+def _restorer(given: dict[str, Any], display: "Display") -> "Restorer | SampledRestorer":
+    from fr_deploy.restorer import load_exported, load_restorer
+    from fr_deploy.runtime.exported import Exported
+    from fr_deploy.runtime.select import Request
+
+    names = ("device", "dtype", "backend", "attention", "require_gpu", "threads")
+    asked = Request(**{name: given[name] for name in names})
+    batches = {name: given[name] for name in ("batch", "fixed_bucket")}
+    _refuse_mixed(given)
+    if given["engines"] is not None:
+        exported = Exported(given["engines"], given["allow_unverified"], given["trust"])
+        return load_exported(exported, request=asked, **batches)
+    source = with_loras(given["model"], given["loras"], display.note)
+    latent, seed = given["latent"], given["seed"]
+    return load_restorer(source, latent=latent, seed=seed, request=asked, **batches)
+
+
+def _refuse_mixed(given: dict[str, Any]) -> None:
+    """What was exported holds its model and LoRAs; a bundle has no engines to trust."""
+    engines = given["engines"] is not None
+    of_bundles, of_engines = ("model", "loras", "latent", "seed"), ("allow_unverified", "trust")
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    wrong = [
+        name.replace("loras", "lora").replace("_", "-")
+        for name in (of_bundles if engines else of_engines)
+        if context.get_parameter_source(name) is not default
+    ]
+    if wrong:
+        way = "without" if engines else "together with"
+        raise click.UsageError(f"--{wrong[0]} is for runs {way} --engines; leave one of them out")
 
 
 def _make_folder(jobs: list["Job"], out: Path) -> None:

@@ -36,7 +36,7 @@ def load_lora(path: Path) -> Contents:
     Raises:
         ModelError: there is none, it is a pickle, or it is damaged.
     """
-    weights = _weights_file(path)
+    weights = weights_file(path)
     tensors, metadata = _tensors(weights)
     beside = weights.with_name(PEFT_CONFIG)
     if weights.name == PEFT_WEIGHTS and beside.is_file():
@@ -48,7 +48,12 @@ def load_lora(path: Path) -> Contents:
     return Contents(str(weights), tensors, configs)
 
 
-def _weights_file(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
+    """The file of a LoRA's tensors.
+
+    Raises:
+        ModelError: there is none, or it is a pickle.
+    """
     if path.suffix in _PICKLES:
         raise ModelError(
             f"{path} is a pickle, which can run any program; {_ALLOWED}. Convert it where it came from: "

@@ -1,7 +1,7 @@
 """The one inference module: uint8 faces in, uint8 faces out, every constant of one-step restoration folded in."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -76,12 +76,32 @@ class Adapter(Layer):
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, C, h, w] -> the aligned latent, the same shape."""
+        return self.align(z, self.choose(z))
+
+    def choose(self, z: Tensor) -> Tensor:
+        """[B, C, h, w] -> the codes nearest to it, by number: int32 [B, h w]."""
         f = self.feature(run_blocks(self.encode, self.conv_in(z)).settled()).settled()
         index = nearest_code(f.permute(0, 2, 3, 1).flatten(0, 2), self.codebook).indices
-        rows = F.embedding(index.view(z.shape[0], -1), self.table)
+        return index.view(z.shape[0], -1)
+
+    def align(self, z: Tensor, codes: Tensor) -> Tensor:
+        """[B, C, h, w] and codes, integers [B, h w] -> the aligned latent, of z's shape."""
+        rows = F.embedding(codes, self.table)
         y = run_blocks(self.map, Stream(picture_of(rows, z))).settled()
         out = self.conv_out(y).settled()
         return out if self.share == 1 else out + z * (1 - self.share)
+
+
+class Stages(NamedTuple):
+    """What one restoration computes, in order. Latents are [B, C, h, w] in the weights' dtype."""
+
+    latent: Tensor
+    codes: Tensor
+    """Integers [B, h w]: the codebook's rows."""
+    aligned: Tensor
+    denoised: Tensor
+    picture: Tensor
+    """[B, 3, S, S] in 0..255 and a little beyond."""
 
 
 class RestorationGraph(nn.Module):
@@ -163,8 +183,21 @@ class RestorationGraph(nn.Module):
 
     def picture(self, faces: Tensor) -> Tensor:
         """`forward` before rounding: [B, 3, S, S] in 0..255 and a little beyond."""
-        latent = self.adapter(in_parts(self.encoder, faces, self.most))
-        return in_parts(self.decoder, self.unet(latent), self.most)
+        return self.stages(faces).picture
+
+    def stages(self, faces: Tensor, codes: Tensor | None = None) -> Stages:
+        """`picture`, and all it is made of.
+
+        Args:
+            faces: as `forward`.
+            codes: integers [B, h w] to take in place of the nearest: one code flipped by rounding shows in the picture,
+                and would hide what else two ways of computing differ in.
+        """
+        latent = in_parts(self.encoder, faces, self.most)
+        codes = self.adapter.choose(latent) if codes is None else codes
+        aligned = self.adapter.align(latent, codes)
+        denoised = self.unet(aligned)
+        return Stages(latent, codes, aligned, denoised, in_parts(self.decoder, denoised, self.most))
 
 
 def in_parts(part: nn.Module, batch: Tensor, most: int) -> Tensor:

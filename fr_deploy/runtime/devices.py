@@ -43,22 +43,32 @@ def choose_place(device: str = "auto", dtype: str = "auto", *, require_gpu: bool
     return Place(found, chosen)  # pyright: ignore[reportArgumentType]
 
 
-def _device(name: str, require_gpu: bool) -> torch.device:
+def parse_device(name: str) -> tuple[str, int]:
+    """The kind of a device, and its index, 0 where none is named.
+
+    Raises:
+        UsageError: it is not "auto", "cpu", "cuda" or "cuda:N".
+    """
     kind, _, index = name.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdigit())):
         raise UsageError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:N")
+    return kind, int(index or 0)
+
+
+def _device(name: str, require_gpu: bool) -> torch.device:
+    kind, index = parse_device(name)
     if kind == "cpu" and require_gpu:
         raise UsageError("--require-gpu together with --device cpu: leave one of them out")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cpu" or (kind == "auto" and not count and not require_gpu):
         return torch.device("cpu")
-    if int(index or 0) >= count:
+    if index >= count:
         raise ResourceError(
             f"{name}: {no_gpu()}"
             if not count
             else f"{name}: there are {count} GPUs, from cuda:0 on"
         )
-    return torch.device("cuda", int(index or 0))
+    return torch.device("cuda", index)
 
 
 def no_gpu() -> str:

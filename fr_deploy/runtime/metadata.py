@@ -18,8 +18,10 @@ class GraphMetadata:
     preset: str
     dtype: str
     """Of the weights: "float32" or "float16"."""
+    part: str
+    """"whole", or one of the graph's four parts."""
     graph: str
-    """SHA-256 of the preset and all weights, in hexadecimal."""
+    """SHA-256 of the preset and all weights of the part, in hexadecimal."""
     opset: str
     torch: str
     onnxscript: str
@@ -39,6 +41,6 @@ class GraphMetadata:
             if PREFIX + field.name not in props:
                 raise ModelError(
                     f"{path} has no metadata field {PREFIX + field.name!r}, so it is no export of this program; "
-                    "make one with: fr-deploy export onnx BUNDLE -o FILE"
+                    "make one with: fr-deploy export MODEL -o DIR"
                 )
         return GraphMetadata(**{f.name: props[PREFIX + f.name] for f in fields(GraphMetadata)})

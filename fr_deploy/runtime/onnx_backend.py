@@ -1,4 +1,4 @@
-"""The restoration graph in onnxruntime, from the file that `fr-deploy export onnx` wrote."""
+"""The restoration graph in onnxruntime, from the file that `fr-deploy export --whole` wrote."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fr_deploy.errors import ModelError, ResourceError, UsageError
-from fr_deploy.runtime.backend import OutOfMemoryError
+from fr_deploy.runtime.backend import OutOfMemoryError, require_faces
 from fr_deploy.runtime.metadata import GraphMetadata
 from fr_deploy.runtime.runner import BUCKETS
 
@@ -34,7 +34,7 @@ class OnnxBackend:
             UsageError: another device.
         """
         self.device = device
-        self._session: Any = _session(path, device, threads or torch.get_num_threads())
+        self._session: Any = open_session(path, device, threads or torch.get_num_threads())
         self.metadata = GraphMetadata.of_props(
             self._session.get_modelmeta().custom_metadata_map, path
         )
@@ -53,16 +53,7 @@ class OnnxBackend:
             UsageError: another shape, dtype or device, or the backend is closed.
             OutOfMemoryError: they do not fit into memory.
         """
-        shape = (self.size, self.size, 3)
-        if faces.dtype != torch.uint8 or faces.shape[1:] != shape or not len(faces):
-            raise UsageError(
-                f"faces are {faces.dtype} {list(faces.shape)}; "
-                f"expected uint8 [B, {self.size}, {self.size}, 3] with B at least 1"
-            )
-        if faces.device.type != "cpu":
-            raise UsageError(f"faces are on {faces.device}; call with faces.cpu()")
-        if self._session is None:
-            raise UsageError("the backend is closed; make another OnnxBackend")
+        require_faces(faces, self.size, closed=self._session is None)
         try:
             (restored,) = self._session.run(["restored"], {"faces": faces.contiguous().numpy()})
         except Exception as error:  # its errors share no class but this one
@@ -84,7 +75,12 @@ class OnnxBackend:
         self.close()
 
 
-def _session(path: Path, device: str, threads: int) -> ort.InferenceSession:
+def open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:
+    """A file, loaded and optimised for this machine.
+
+    Raises:
+        ModelError, ResourceError, UsageError: as `OnnxBackend`.
+    """
     if device not in PROVIDERS:
         raise UsageError(f"device is {device!r}; allowed are {', '.join(PROVIDERS)}")
     provider, present = PROVIDERS[device], ort.get_available_providers()
@@ -94,7 +90,9 @@ def _session(path: Path, device: str, threads: int) -> ort.InferenceSession:
             "in its place install the build for GPUs: pip uninstall onnxruntime && pip install onnxruntime-gpu"
         )
     if not path.is_file():
-        raise ModelError(f"{path} is missing; make it with: fr-deploy export onnx BUNDLE -o {path}")
+        raise ModelError(
+            f"{path} is missing; make it with: fr-deploy export BUNDLE -o {path.parent} --whole"
+        )
     ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
