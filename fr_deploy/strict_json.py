@@ -1,6 +1,7 @@
 """JSON into frozen dataclasses, and nothing that was not written by them: no unknown, missing or wrong-typed field."""
 
 import json
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -77,6 +78,8 @@ def _read(kind: Any, value: Any, where: str, field: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     _require(kind, value, where, field)
+    if kind is float and not math.isfinite(value):  # 1e999 is JSON
+        _refuse(where, field, value, "a finite number")
     return value
 
 

@@ -139,6 +139,12 @@ def test_a_whole_number_serves_as_a_fraction(data: dict[str, Any]) -> None:
     assert (codes, type(codes)) == (1.0, float)
 
 
+def test_a_number_too_large_is_refused(data: dict[str, Any]) -> None:
+    text = json.dumps(data).replace("52.1", "1e999")
+    with pytest.raises(ModelError, match=r"parity\.psnr_forced is inf; expected a finite number"):
+        parse_manifest(text.encode(), "x.json")
+
+
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
     before = directory(tmp_path)
     with pytest.raises(ModelError, match="batches are"):

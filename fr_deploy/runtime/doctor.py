@@ -24,8 +24,8 @@ from fr_deploy.runtime.select import onnx_backend
 from fr_deploy.runtime.torch_backend import TorchBackend
 
 PACKAGES = (
-    "torch", "triton", "onnxruntime", "onnxscript", "diffusers", "xformers", "cuda-core", "nvidia-cuda-nvrtc",
-    "tensorrt", "tensorrt-rtx",
+    "torch", "triton", "onnxruntime", "onnxscript", "diffusers", "xformers", "cuda-core", "cuda-bindings",
+    "nvidia-cuda-nvrtc", "tensorrt", "tensorrt-rtx", "cryptography",
 )  # fmt: skip
 LEAST_PSNR = {"fp32": 60.0, "fp16": 40.0, "bf16": 30.0}
 """dB of a backend's picture against torch in float32 on the CPU; float32 summed in another order gives 70 and more."""

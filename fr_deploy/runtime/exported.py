@@ -49,7 +49,7 @@ def title(folder: Path, manifest: Manifest) -> str:
     """What a directory holds, as shown to the user: model, LoRAs, form, and how it was verified."""
     loras = "".join(f" + {lora.name}:{lora.scale:g}" for lora in manifest.loras)
     psnr = manifest.parity.psnr
-    found = "the same bytes" if psnr is None else f"{psnr:.1f} dB"
+    found = "the same bytes" if psnr is None else f"{psnr:.1f} dB end to end"
     parts = "whole" if len(manifest.components) == 1 else f"{len(manifest.components)} components"
     verified = {
         "engine": "engines verified",
