@@ -15,9 +15,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy graph by component, exported once; tests that change it copy it first."""
-    from exported_toy import export_parts, toy
+    from exported_toy import MOST, toy
+    from fr_export import export
 
     folder = tmp_path_factory.mktemp("exported") / "toy"
-    folder.mkdir()
-    export_parts(toy(), folder)
+    export(toy(), folder, batch=f"1:4:{MOST}")
     return folder

@@ -53,7 +53,8 @@ def test_what_is_not_given() -> None:
     ("given", "message"),
     [
         ({"format": "openvino"}, "allowed are onnx, tensorrt, tensorrt-rtx"),
-        ({"precision": "int8"}, "allowed are fp32, fp16"),
+        ({"precision": "int8"}, "allowed are fp32, fp16, bf16"),
+        ({"precision": "bf16"}, "take no bfloat16; choose --precision fp32 or fp16, or"),
         ({"batch": "1:4", "format": "onnx"}, "LEAST:BEST:MOST"),
         ({"batch": "1:4:8", "buckets": (1,)}, "--batch or --buckets"),
         ({"buckets": (1,)}, "an ONNX file takes any batch"),

@@ -46,7 +46,7 @@ def test_batches() -> None:
     ("options", "message"),
     [
         ({"flavour": "openvino"}, "tensorrt and tensorrt-rtx"),
-        ({"precision": "int8"}, "float16 and float32"),
+        ({"precision": "int8"}, "float16, bfloat16, float32"),
         ({"batches": ()}, "at least one range"),
         ({"workspace": 0}, "0 bytes"),
         ({"capabilities": ("9.0",)}, "allowed are 7.5, 8.0"),

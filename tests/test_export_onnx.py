@@ -14,15 +14,17 @@ from onnx import TensorProto, shape_inference
 import fr_export.onnx
 from fr_deploy import __version__
 from fr_deploy.errors import ModelError, ResourceError, UsageError
+from fr_deploy.manifest import Parity
 from fr_deploy.models.lafr import LafrModel
 from fr_deploy.models.layers import Layer
 from fr_deploy.models.presets import PRESETS
 from fr_deploy.models.restorer import RestorationGraph
-from fr_deploy.runtime.agreement import Agreement, random_pictures
+from fr_deploy.runtime.agreement import random_pictures
 from fr_deploy.runtime.onnx_backend import OnnxBackend
 from fr_export import cache
 from fr_export.onnx import export_onnx, graph_hash
-from fr_export.verify import compare, require
+from fr_export.session import run_files
+from fr_export.verify import measure, report, require
 
 TOY = PRESETS["lafr-toy"]
 
@@ -61,11 +63,14 @@ def test_float32_gives_the_bytes_of_torch_but_for_rounding_ties(file: Path, batc
 
 @pytest.mark.slow
 def test_float16_is_40_decibels_from_float32(half: Path) -> None:
+    faces, graph = random_pictures(64, 3), toy()
     with OnnxBackend(half) as backend:
-        agreement = compare(toy(), backend, random_pictures(64, 3))
         assert backend.metadata.dtype == "float16"
-    require(agreement, "float16", "random pictures")
-    assert 0 < agreement.differing < 0.2
+    values = run_files({"whole": half}, faces)
+    parity = measure(graph, faces, values, {"whole": None})
+    require(parity, "fp16")
+    differing = values["restored"] != graph.to_bytes(graph.stages(faces, values["codes"]).picture)
+    assert 0 < differing.double().mean() < 0.2
 
 
 def nodes(path: Path, kind: str) -> Iterator[onnx.NodeProto]:
@@ -184,10 +189,12 @@ def test_a_hash_is_of_weights_and_preset_not_of_their_place() -> None:
 
 
 def test_what_has_no_export_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="opset is 19; allowed are 20 to 24"):
+    with pytest.raises(UsageError, match="opset is 19; allowed in float32 are 20 to 24"):
         export_onnx(toy(), tmp_path / "x.onnx", opset=19)
-    with pytest.raises(UsageError, match="are bfloat16; allowed are float32 and float16"):
-        export_onnx(toy().bfloat16(), tmp_path / "x.onnx")
+    with pytest.raises(UsageError, match="opset is 21; allowed in bfloat16 are 22 to 24"):
+        export_onnx(toy().bfloat16(), tmp_path / "x.onnx", opset=21)
+    with pytest.raises(UsageError, match="are float64; allowed are float32, float16, bfloat16"):
+        export_onnx(toy().double(), tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -202,29 +209,37 @@ def test_a_missing_onnxscript_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     assert str(caught.value).split("'")[1] in project["dependencies"]
 
 
-class Off:
-    """A backend that is off by `by` in every second value."""
-
-    name, size = "off", 64
-
-    def __init__(self, graph: RestorationGraph, by: int) -> None:
-        self.graph, self.by = graph, by
-
-    def run(self, faces: torch.Tensor) -> torch.Tensor:
-        out = self.graph(faces)
-        out[..., ::2, :] ^= self.by
-        return out
-
-
 def test_an_export_that_computes_something_else_is_refused() -> None:
-    graph, faces = toy(), random_pictures(64, 2)
-    assert compare(graph, Off(graph, 0), faces) == Agreement(2, 0.0, 0, float("inf"))
-    off = compare(graph, Off(graph, 1), faces)
-    assert (off.differing, off.largest, round(off.psnr, 2)) == (0.5, 1, 51.14)
-    require(off, "float16", "these")
-    with pytest.raises(
-        ModelError, match=r"of these, 2 faces, 50.*51.1 dB; allowed in float32 are 60"
-    ):
-        require(off, "float32", "these")
-    with pytest.raises(ModelError, match="allowed in float16 are 40"):
-        require(compare(graph, Off(graph, 16), faces), "float16", "these")
+    graph, faces = toy(), random_pictures(64, 3)
+    made = [graph.stages(face) for face in faces.split(1)]
+    values = {
+        "restored": torch.cat([graph.to_bytes(stages.picture) for stages in made]),
+        "codes": torch.cat([stages.codes for stages in made]),
+    }
+
+    def off(by: int, codes: int = 0) -> Parity:
+        """Every second row is off by `by`, and of the first codes so many are."""
+        restored, taken = values["restored"].clone(), values["codes"].clone()
+        restored[:, ::2] ^= by
+        taken.flatten()[:codes] ^= 1
+        return measure(graph, faces, {"restored": restored, "codes": taken}, {"whole": None})
+
+    same = off(0)
+    require(same, "fp32")
+    assert (same.psnr_forced, same.psnr, same.codes, same.identity) == (None, None, 1.0, 0.0)
+    assert list(report(same, "fp32"))[1].startswith(
+        "pictures, 3 faces: not a byte apart with codes"
+    )
+    assert same.outputs[0].relative == 0
+    slightly = off(1)
+    assert slightly.psnr == slightly.psnr_forced == pytest.approx(51.14, abs=0.005)
+    assert slightly.outputs[0].largest == 1
+    require(slightly, "fp16")
+    with pytest.raises(ModelError, match=r"51\.1 dB with.*in fp32 are 60 dB and 99.9%.*passed: 51"):
+        require(slightly, "fp32")
+    for precision in ("fp16", "bf16"):
+        with pytest.raises(ModelError, match=f"required in {precision} are 40 dB"):
+            require(off(16), precision)
+    flipped = off(0, round(0.005 * values["codes"].numel()))
+    assert flipped.codes == pytest.approx(0.995, abs=0.001)
+    assert flipped.psnr is None, "the pictures are those of the graph's own codes"

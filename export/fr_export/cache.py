@@ -8,7 +8,7 @@ from fr_deploy.manifest import ComponentName
 from fr_deploy.models import attention, autoencoder, layers, parts, restorer, unet
 from fr_deploy.models.restorer import RestorationGraph
 from fr_export import onnx
-from fr_export.onnx import OPSET, export_onnx, graph_metadata
+from fr_export.onnx import export_onnx, graph_metadata
 from fr_kernels.cache import cache_dir
 
 _HERE = Path(__file__).parent
@@ -20,7 +20,9 @@ _SOURCES = (
 """The code that decides what an export holds."""
 
 
-def export_key(graph: RestorationGraph, part: ComponentName = "whole", opset: int = OPSET) -> str:
+def export_key(
+    graph: RestorationGraph, part: ComponentName = "whole", opset: int | None = None
+) -> str:
     """A digest of all that an export is made of: weights, versions, this package, the graph's code."""
     metadata = graph_metadata(graph, opset, part)
     made_by = hashlib.sha256(f"{metadata} {version('onnx')}".encode())
@@ -29,7 +31,9 @@ def export_key(graph: RestorationGraph, part: ComponentName = "whole", opset: in
     return made_by.hexdigest()
 
 
-def cached_onnx(graph: RestorationGraph, folder: Path | None = None, *, opset: int = OPSET) -> Path:
+def cached_onnx(
+    graph: RestorationGraph, folder: Path | None = None, *, opset: int | None = None
+) -> Path:
     """A graph's .onnx file: from the cache folder, or exported and put there.
 
     Its name holds `export_key`, so nothing in the folder is ever out of date.

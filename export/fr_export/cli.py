@@ -30,8 +30,8 @@ photos_option = click.option(
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp16", "fp32"]),
-    help="Of the weights and most of the work.  [default: fp32 for onnx, fp16 for engines]",
+    type=click.Choice(["fp16", "bf16", "fp32"]),
+    help="Of the weights and most of the work; bf16 for engines.  [default: fp32 for onnx, fp16 for engines]",
 )
 @click.option(
     "--batch",
@@ -66,8 +66,8 @@ def export(words: tuple[str, ...], output: Path, dry_run: bool, **given: Any) ->
     """Write MODEL as a directory of ONNX files or engines that were compared with it.
 
     MODEL is an embedded name, a folder or a hub id. Every graph is run on fixed faces beside the float32 one; below the
-    floors (fp32 60 dB, fp16 40 dB) no manifest is written and the exit code is 5. An export that was stopped goes on
-    where it was. `format=engine half=True` is understood, too.
+    floors (fp32 60 dB, fp16 and bf16 40 dB) no manifest is written and the exit code is 5. An export that was stopped
+    goes on where it was. `format=engine half=True` is understood, too.
     """
     from fr_deploy.models.lora import parse_lora
     from fr_export.directory import export

@@ -5,7 +5,7 @@ import re
 import secrets
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from fr_export.session import Arrays, run_file
+from fr_export.widened import EXACT, ROUNDED, runnable
 
 HELD_BYTES = 500_000_000
 """Of tensors at once, from either file."""
@@ -63,12 +64,23 @@ def first_departure(
     Raises:
         ModelError: onnxruntime does not load a file.
     """
+    with runnable(ours) as mine, runnable(right) as wanted:
+        found = _first_departure(mine, wanted, given, tolerance)
+    return None if found is None else replace(found, path=ours)
+
+
+def _first_departure(
+    ours: Path, right: Path, given: Mapping[str, np.ndarray[Any, Any]], tolerance: float
+) -> Departure | None:
     models = [onnx.load(path, load_external_data=False) for path in (ours, right)]
     inputs = [_as_typed(model, given) for model in models]
     if tolerance and any(value.name == "codes" for value in models[0].graph.output):
         inputs[1] |= run_file(ours, inputs[0], ["codes"], plain=True)
         _take(models[1], "codes")
-    mine, wanted = ([node for node in model.graph.node if node.output] for model in models)
+    mine, wanted = (
+        [n for n in model.graph.node if n.output and not n.output[0].endswith(ROUNDED)]
+        for model in models
+    )
     if [node.op_type for node in mine] == [node.op_type for node in wanted]:
         pairs = [(a, b.output[0]) for a, b in zip(mine, wanted, strict=True)]
     else:
@@ -87,7 +99,8 @@ def first_departure(
             found = None if ints and tolerance else _apart(values[node.output[0]], others[name])
             if found is not None and not found[0] <= tolerance:
                 weights = _other_weights((ours, right), models, node)
-                return Departure(ours, node.output[0], node.op_type, *found, weights)
+                name = node.output[0].removesuffix(EXACT)
+                return Departure(ours, name, node.op_type, *found, weights)
     return None
 
 

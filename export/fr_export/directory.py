@@ -11,8 +11,8 @@ from fr_deploy.models.lora import LoraFile
 from fr_deploy.models.restorer import RestorationGraph
 from fr_export.cache import export_key
 from fr_export.described import ends_of, files_of, manifest_of
-from fr_export.engine import LEAST_HALF, EngineBuilt, build_engine
-from fr_export.engine_graph import read_graph
+from fr_export.engine import PRECISIONS, EngineBuilt, build_engine
+from fr_export.engine_graph import EngineGraph, read_graph
 from fr_export.engine_options import EngineOptions, installed, require_installed
 from fr_export.engine_process import Step
 from fr_export.onnx import export_onnx
@@ -145,22 +145,22 @@ def _graph(
     started = time.perf_counter()
     export_onnx(graph, out / file, part=name)
     seconds, read = time.perf_counter() - started, read_graph(out / file)
-    require_half(out / file, read.half, options.precision)
+    require_precision(out / file, read, options.precision)
     say(f"{file}  {read.parameters / 1e6:.1f} MB of weights, {read.nodes} nodes, {seconds:.1f} s")
     details = {"half": read.half, "nodes": read.nodes} | ends_of(out / file)
     return record(out, file, key, Made(files_of(out, file), details))
 
 
-def require_half(path: Path, half: float, precision: Precision) -> None:
+def require_precision(path: Path, graph: EngineGraph, precision: Precision) -> None:
     """Refuse a graph whose multiplications are in another precision than was asked for.
 
     Raises:
         ModelError: most of them are.
     """
-    if (half >= LEAST_HALF) != (precision != "fp32"):
+    if PRECISIONS[graph.precision] != precision:
         raise ModelError(
-            f"{path} has {half:.0%} of its multiplications in half precision, and {precision} is asked for; "
-            "remove the directory and export again"
+            f"{path} has {graph.half:.0%} of its multiplications in half precision, most in {graph.precision}, and "
+            f"{precision} is asked for; remove the directory and export again"
         )
 
 

@@ -8,14 +8,19 @@ from pathlib import Path
 
 from fr_deploy.atomic import atomic_write
 from fr_deploy.errors import ModelError, ResourceError
+from fr_deploy.manifest import Precision
 from fr_export.engine_calls import Job
 from fr_export.engine_graph import EngineGraph, layers_of, read_graph
+from fr_export.engine_graph import Precision as GraphPrecision
 from fr_export.engine_options import MODULES, TITLES, EngineOptions, require_installed
 from fr_export.engine_process import Step, run_job
 
-LEAST_HALF = 0.5
-"""Of the multiplications, for a float16 engine. `lafr-mini` in float16 has 0.98, and its adapter, whose codebook
-distances stay float32, the least of the parts."""
+PRECISIONS: dict[GraphPrecision, Precision] = {
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float32": "fp32",
+}
+"""How torch and ONNX name them, and how this program's options and manifests do."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +100,13 @@ def require_precision(onnx: Path, graph: EngineGraph, options: EngineOptions) ->
     """Refuse a graph that is in another precision than asked for: no builder flag could mend it.
 
     Raises:
-        ModelError: most multiplications are in the other precision.
+        ModelError: most multiplications are in another precision.
     """
-    if (graph.half >= LEAST_HALF) != (options.precision == "float16"):
-        name = {"float16": "fp16", "float32": "fp32"}[options.precision]
+    if graph.precision != options.precision:
         raise ModelError(
-            f"{onnx} has {graph.half:.0%} of its multiplications in half precision, and {options.precision} is asked "
-            f"for; the graph decides, so export it so: fr-deploy export MODEL -o DIR --precision {name}"
+            f"{onnx} has {graph.half:.0%} of its multiplications in half precision, most in {graph.precision}, and "
+            f"{options.precision} is asked for; the graph decides, so export it so: fr-deploy export MODEL -o DIR "
+            f"--precision {PRECISIONS[options.precision]}"
         )
 
 
@@ -137,7 +142,7 @@ def half_of_layers(information: str) -> float:
 
 
 def _require_half_layers(output: Path, half_layers: float, options: EngineOptions) -> None:
-    if options.precision == "float16" and half_layers == 0:
+    if options.precision != "float32" and half_layers == 0:
         raise ModelError(
             f"no layer of the engine is in half precision, though the graph is; {output} was not written. "
             "Another version of TensorRT may build it: pip install --upgrade 'fr-deploy[trt]'"

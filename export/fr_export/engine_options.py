@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from fr_deploy.errors import ResourceError, UsageError
+from fr_export.engine_graph import Precision
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
-Precision = Literal["float16", "float32"]
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """What TensorRT-RTX 1.7 builds for by name; without a name the engine is portable: 8.0, 8.6, 8.9, 12.0 and later."""
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -66,7 +66,7 @@ class EngineOptions:
     batches: tuple[BatchRange, ...] = (BatchRange(1, 4, 8),)
     """One profile each, in one engine with one copy of the weights; static ones, such as 1, 4 and 8, too."""
     precision: Precision = "float16"
-    """What the graph's multiplications must be in already, nearly all of them; else the build is refused."""
+    """What most of the graph's multiplications must be in already; else the build is refused."""
     capabilities: tuple[str, ...] = ()
     """TensorRT-RTX: GPUs by compute capability, none for a portable engine. TensorRT builds for the GPU at hand."""
     workspace: int | None = None
@@ -79,8 +79,10 @@ class EngineOptions:
             raise UsageError(
                 f"the flavour is {self.flavour!r}; allowed are {' and '.join(MODULES)}"
             )
-        if self.precision not in ("float16", "float32"):
-            raise UsageError(f"precision is {self.precision!r}; allowed are float16 and float32")
+        if self.precision not in get_args(Precision):
+            raise UsageError(
+                f"precision is {self.precision!r}; allowed are {', '.join(get_args(Precision))}"
+            )
         if not self.batches:
             raise UsageError("no batches are given; give at least one range, as in 1:4:8")
         if self.workspace is not None and self.workspace < 1:

@@ -13,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 
@@ -26,19 +25,23 @@ from fr_deploy.models.parts import ENDS, Part, example
 from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.runtime.metadata import GraphMetadata
 
-OPSET = 20
-"""The first with Gelu."""
-OPSETS = range(OPSET, 25)
+OPSETS = range(20, 25)
+"""20 is the first with Gelu."""
+LEAST_OPSET = {"float32": 20, "float16": 20, "bfloat16": 22}
+"""By dtype of the weights; 22 is the first whose Conv takes bfloat16. TensorRT-RTX 1.7.1 builds all five."""
 BATCH = 64
 """The largest batch the shapes are reasoned about for; a runtime takes more."""
 EMBEDDED_BYTES = 2_000_000_000
 """Weights above lie in a file of their own: a protobuf message ends at 2 GiB."""
 ONNXSCRIPT = "onnxscript>=0.7,<0.8"
-DTYPES = ("float32", "float16")
 
 
 def export_onnx(
-    graph: RestorationGraph, path: Path, *, part: ComponentName = "whole", opset: int = OPSET
+    graph: RestorationGraph,
+    path: Path,
+    *,
+    part: ComponentName = "whole",
+    opset: int | None = None,
 ) -> None:
     """Write a graph or a part of it as ONNX, with the inputs and outputs that `fr_deploy.models.parts.ENDS` names.
 
@@ -46,19 +49,18 @@ def export_onnx(
     whole or not at all; above 2 GB of weights they lie beside it in `<name>-<hash>.data`.
 
     Args:
-        graph: float32 or float16 on any device; comes back as it was.
+        graph: float32, float16 or bfloat16 on any device; comes back as it was. onnxruntime's CPU kernels take no
+            bfloat16: `fr_export.widened.runnable` makes a file that they run.
         path: of the .onnx file; replaced if it is there.
         part: the whole graph, or one of its four parts.
-        opset: version of ONNX's operators, 20 to 24.
+        opset: version of ONNX's operators, 20 to 24, in bfloat16 22 to 24; by default the lowest.
 
     Raises:
         UsageError: another opset, or weights of another dtype.
         ResourceError: onnxscript is missing, or the disk is full.
     """
-    if opset not in OPSETS:
-        raise UsageError(f"opset is {opset}; allowed are {OPSETS[0]} to {OPSETS[-1]}")
     metadata = graph_metadata(graph, opset, part)
-    model = _described(_translated(graph, part, opset), metadata)
+    model = _described(_translated(graph, part, int(metadata.opset)), metadata)
     weights = (value.const_value for value in model.graph.initializers.values())
     if sum(0 if weight is None else weight.nbytes for weight in weights) > EMBEDDED_BYTES:
         _write_beside(model, path, f"{path.name}-{metadata.graph[:16]}.data")
@@ -67,17 +69,21 @@ def export_onnx(
 
 
 def graph_metadata(
-    graph: RestorationGraph, opset: int = OPSET, part: ComponentName = "whole"
+    graph: RestorationGraph, opset: int | None = None, part: ComponentName = "whole"
 ) -> GraphMetadata:
     """What the file says of itself.
 
     Raises:
-        UsageError: weights of a dtype that has no export.
+        UsageError: weights of a dtype that has no export, or an opset the dtype does not have.
         ResourceError: onnxscript is missing.
     """
     dtype = str(next(graph.parameters()).dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise UsageError(f"the graph's weights are {dtype}; allowed are {' and '.join(DTYPES)}")
+    if dtype not in LEAST_OPSET:
+        raise UsageError(f"the graph's weights are {dtype}; allowed are {', '.join(LEAST_OPSET)}")
+    least = LEAST_OPSET[dtype]
+    opset = least if opset is None else opset
+    if not least <= opset <= OPSETS[-1]:
+        raise UsageError(f"opset is {opset}; allowed in {dtype} are {least} to {OPSETS[-1]}")
     versions = {"torch": torch.__version__, "onnxscript": _onnxscript_version()}
     digest = graph_hash(graph, part)
     return GraphMetadata(
@@ -90,7 +96,7 @@ def graph_hash(graph: RestorationGraph, part: ComponentName = "whole") -> str:
     digest = hashlib.sha256(json.dumps(asdict(graph.preset), sort_keys=True).encode())
     for name, tensor in sorted(Part(graph, part).state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

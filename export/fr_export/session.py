@@ -13,6 +13,7 @@ from fr_deploy.errors import ModelError
 from fr_deploy.manifest import PARTS, WHOLE, ComponentName
 from fr_deploy.models.parts import ENDS
 from fr_deploy.runtime.metadata import GraphMetadata
+from fr_export.widened import runnable
 
 Files = Mapping[ComponentName, Path]
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -76,20 +77,22 @@ def run_file(
     """Outputs of one file by name, for the first of a batch and then for the others together.
 
     Args:
-        path: of an ONNX file.
-        given: inputs by name.
+        path: of an ONNX file; a bfloat16 one runs as `runnable` makes it.
+        given: inputs by name, float32 where the file takes bfloat16.
         wanted: outputs.
         plain: every node as the file has it, none fused with another.
     """
-    session, wanted = _session(path, plain), list(wanted)
-    count = len(next(iter(given.values())))
-    results = [
-        session.run(
-            wanted, {name: np.ascontiguousarray(value[first:last]) for name, value in given.items()}
-        )
-        for first, last in ((0, 1), (1, count))
-        if first < last
-    ]
+    wanted, count = list(wanted), len(next(iter(given.values())))
+    with runnable(path) as file:
+        session = _session(file, plain)
+        results = [
+            session.run(
+                wanted,
+                {name: np.ascontiguousarray(value[first:last]) for name, value in given.items()},
+            )
+            for first, last in ((0, 1), (1, count))
+            if first < last
+        ]
     return {name: np.concatenate(made) for name, *made in zip(wanted, *results, strict=True)}
 
 

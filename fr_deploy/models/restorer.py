@@ -190,10 +190,18 @@ class RestorationGraph(nn.Module):
 
         Args:
             faces: as `forward`.
+            codes: as `decoded`.
+        """
+        return self.decoded(in_parts(self.encoder, faces, self.most), codes)
+
+    def decoded(self, latent: Tensor, codes: Tensor | None = None) -> Stages:
+        """`stages`, of what the encoder gave.
+
+        Args:
+            latent: [B, C, h, w] in the weights' dtype.
             codes: integers [B, h w] to take in place of the nearest: one code flipped by rounding shows in the picture,
                 and would hide what else two ways of computing differ in.
         """
-        latent = in_parts(self.encoder, faces, self.most)
         codes = self.adapter.choose(latent) if codes is None else codes
         aligned = self.adapter.align(latent, codes)
         denoised = self.unet(aligned)
