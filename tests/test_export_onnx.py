@@ -228,7 +228,7 @@ def test_an_export_that_computes_something_else_is_refused() -> None:
     require(same, "fp32")
     assert (same.psnr_forced, same.psnr, same.codes, same.identity) == (None, None, 1.0, 0.0)
     assert list(report(same, "fp32"))[1].startswith(
-        "pictures, 3 faces: not a byte apart with codes"
+        "pictures of 3 faces: not a byte apart with codes"
     )
     assert same.outputs[0].relative == 0
     slightly = off(1)

@@ -116,8 +116,8 @@ def report(parity: Parity, precision: Precision) -> Iterator[str]:
             f"{o.largest:.3g} at most"
         )
     yield (
-        f"pictures, {parity.faces} faces: {_decibels(parity.psnr_forced)} with codes forced ({precision} requires "
-        f"{floors.psnr:.0f}), {_decibels(parity.psnr)} end to end"
+        f"pictures of {parity.faces} face{'s' * (parity.faces > 1)}: {_decibels(parity.psnr_forced)} with codes forced "
+        f"({precision} requires {floors.psnr:.0f}), {_decibels(parity.psnr)} end to end"
     )
     degrees = "" if parity.identity is None else f"; identity {parity.identity:.2f} degrees"
     yield f"codes: {parity.codes:.3%} agree ({floors.codes:.1%}){degrees}"

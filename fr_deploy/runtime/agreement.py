@@ -52,4 +52,5 @@ def random_pictures(size: int, count: int = 1) -> Tensor:
     coarse = random.uniform(0, 255, (count, 8, 8, 3)).astype(np.float32)
     smooth = [cv2.resize(c, (size, size), interpolation=cv2.INTER_CUBIC) for c in coarse]
     grain = random.normal(0, 8, (count, size, size, 3))
-    return torch.from_numpy((np.stack(smooth) + grain).clip(0, 255).astype(np.uint8))
+    pictures = np.array(smooth).reshape(grain.shape) + grain
+    return torch.from_numpy(pictures.clip(0, 255).astype(np.uint8))
