@@ -110,21 +110,36 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_engines_of_lafr_mini(precision: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'fr-deploy[rtx]'")
+    out = tmp_path / "mini"
+    done = run("export", "lafr-mini", "-o", out, "format=engine", "--precision", precision)
+    assert done.exit_code == 0, done.output
+    with_seconds = r"{}\.engine  \d+\.\d MB, .*; \d+\.\d s, up to \d\.\d\d GB of memory"
+    for name in PARTS:
+        assert re.search(with_seconds.format(name), done.stdout), done.stdout
+    manifest = parse_manifest((out / FILE).read_bytes())
+    assert (manifest.verified, manifest.precision) == ("onnx only", precision)
+    assert (manifest.batches[0].least, manifest.batches[0].most) == (1, 8)
+    assert all(c.half > 0.8 for c in manifest.components)
+    assert (
+        manifest.component("unet").inputs[0].dtype
+        == {"fp16": "float16", "bf16": "bfloat16"}[precision]
+    )
+    assert run("verify", out, "--bisect").stdout.count("no tensor departs") == 1
+    refused = run("restore", DEMO, "-o", tmp_path / "restored", "--engines", out)
+    assert refused.exit_code in (5, 6)
+    assert "engines" in refused.stderr
+
+
+@pytest.mark.slow
 def test_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'fr-deploy[rtx]'")
     monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
     bundle, out = tiny_bundle(tmp_path / "bundle"), tmp_path / "out"
-    given = [
-        "export",
-        bundle,
-        "-o",
-        out,
-        "format=engine",
-        "half=True",
-        "--whole",
-        "--compute-capability",
-        "8.9",
-    ]
+    options = ("format=engine", "half=True", "--whole", "--compute-capability", "8.9")
+    given = ["export", bundle, "-o", out, *options]
     done = run(*given)
     assert done.exit_code == 0, done.output
     size = (out / "whole.engine").stat().st_size / 1e6
