@@ -15,6 +15,8 @@ INSTALL := $(PIP) install --prefer-binary --progress-bar off
 # The oldest Triton that pyproject.toml allows, and the last numpy whose arrays its interpreter takes as loop bounds:
 # first on the path, beside a torch that pins a newer one.
 OLDEST := $(VENV)/triton-3.6.0
+# A process a core; tests/conftest.py gives each one thread.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto
 # Of pip's output: the downloads that take a while, and the step after them.
 SHOW := awk '/^ *Downloading.*MB\)/ { print "  " $$1, $$2, $$3, $$4; fflush() } /^Installing/ { print "  unpacking"; fflush() }'
 
@@ -39,14 +41,14 @@ demo: $(RUN)
 	@echo 'report           $(CURDIR)/demo-out/report.html'
 
 test: lint types
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(DEV) test-oldest
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 test-oldest: $(DEV) $(OLDEST)/installed
 	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -c 'import triton as t; assert t.__version__ == "3.6.0", t.__path__'
-	PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m pytest -m "oldest and not gpu"
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) -m "oldest and not gpu"
 
 # What both Tritons make of every kernel; rows whose source is as it was are kept.
 kernel-tables: $(DEV) $(OLDEST)/installed

@@ -7,9 +7,13 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set before any test module is imported, because a kernel's decorator reads it."""
+    """Set before any test module is imported: a kernel's decorator reads the one, torch and OpenMP the other."""
     if config.getoption("markexpr") != "gpu":
         os.environ["TRITON_INTERPRET"] = "1"
+    if (
+        "PYTEST_XDIST_WORKER" in os.environ
+    ):  # two processes of two threads each on two cores took 11 minutes, not 6.5
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
