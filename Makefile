@@ -16,7 +16,7 @@ INSTALL := $(PIP) install --prefer-binary --progress-bar off
 # first on the path, beside a torch that pins a newer one.
 OLDEST := $(VENV)/triton-3.6.0
 # A process a core; tests/conftest.py gives each one thread.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 # Of pip's output: the downloads that take a while, and the step after them.
 SHOW := awk '/^ *Downloading.*MB\)/ { print "  " $$1, $$2, $$3, $$4; fflush() } /^Installing/ { print "  unpacking"; fflush() }'
 

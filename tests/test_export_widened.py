@@ -11,10 +11,12 @@ from onnx import TensorProto, helper
 
 from export_cases import TINY
 from fr_deploy.models.lafr import LafrModel
+from fr_deploy.models.layers import TransposedUpsample
+from fr_deploy.models.presets import PRESETS
 from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.runtime.agreement import agree, random_pictures
 from fr_export.departure import first_departure
-from fr_export.onnx import export_onnx
+from fr_export.onnx import export_onnx, phased
 from fr_export.session import run_file, run_files
 from fr_export.verify import measure, require
 from fr_export.widened import runnable
@@ -115,3 +117,18 @@ def test_a_departure_has_the_names_of_the_file(narrow: Path, tmp_path: Path) -> 
     assert found.operator == "Conv"
     assert found.weights == ("unet.conv_in.weight",)
     assert "/exact" not in found.tensor
+
+
+def test_without_transposed_convolutions_the_graph_computes_the_same() -> None:
+    """What a bfloat16 file holds in their place, since TensorRT-RTX builds none."""
+    torch.manual_seed(0)
+    toy = PRESETS["lafr-toy"]
+    graph = RestorationGraph.of(LafrModel(toy).eval().requires_grad_(False)).double()
+    faces = random_pictures(toy.size, 2)
+    wanted = graph.picture(faces)
+    layers = list(graph.unet.upsamplers)
+    assert layers
+    with phased(graph):
+        assert not any(isinstance(m, TransposedUpsample) for m in graph.modules())
+        assert torch.allclose(graph.picture(faces), wanted, rtol=0, atol=1e-9)
+    assert list(graph.unet.upsamplers) == layers

@@ -17,7 +17,11 @@ MISSED = {
     ("outside", "mild"): "lpips_hed 0.936x > 0.90x",
     ("outside", "vqfr-v2"): "lpips_hed 0.885x > 0.86x",
 }
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(2400),
+    pytest.mark.xdist_group("musts"),  # scored once, 7 minutes
+]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,7 @@ from fr_deploy import __version__
 from fr_deploy.atomic import atomic_write
 from fr_deploy.errors import ModelError, ResourceError, UsageError
 from fr_deploy.manifest import ComponentName
-from fr_deploy.models.layers import Layer
+from fr_deploy.models.layers import Layer, TransposedUpsample
 from fr_deploy.models.parts import ENDS, Part, example
 from fr_deploy.models.restorer import RestorationGraph
 from fr_deploy.runtime.metadata import GraphMetadata
@@ -77,7 +77,7 @@ def graph_metadata(
         UsageError: weights of a dtype that has no export, or an opset the dtype does not have.
         ResourceError: onnxscript is missing.
     """
-    dtype = str(next(graph.parameters()).dtype).removeprefix("torch.")
+    dtype = _dtype(graph)
     if dtype not in LEAST_OPSET:
         raise UsageError(f"the graph's weights are {dtype}; allowed are {', '.join(LEAST_OPSET)}")
     least = LEAST_OPSET[dtype]
@@ -100,6 +100,10 @@ def graph_hash(graph: RestorationGraph, part: ComponentName = "whole") -> str:
     return digest.hexdigest()
 
 
+def _dtype(graph: RestorationGraph) -> str:
+    return str(next(graph.parameters()).dtype).removeprefix("torch.")
+
+
 def _onnxscript_version() -> str:
     try:
         return version("onnxscript")
@@ -114,7 +118,8 @@ def _translated(graph: RestorationGraph, part: ComponentName, opset: int) -> Any
     from fr_export.lowering import TRANSLATIONS
 
     ends = ENDS[part]
-    with _torch_ops(graph), _quiet():
+    without = phased(graph) if _dtype(graph) == "bfloat16" else nullcontext()
+    with _torch_ops(graph), without, _quiet():
         program = torch.onnx.export(
             Part(graph, part).eval(),
             (example(graph, part, 2),),
@@ -183,6 +188,20 @@ def _torch_ops(graph: RestorationGraph) -> Generator[None]:
         graph.train(training)
         for layer, kernels in zip(layers, before, strict=True):
             layer.kernels = kernels
+
+
+@contextmanager
+def phased(graph: RestorationGraph) -> Generator[None]:
+    """No transposed convolution for a while: in bfloat16 TensorRT-RTX 1.7.1 builds none (Myelin infers no type)."""
+    stack, layers = graph.unet.upsamplers, list(graph.unet.upsamplers)
+    for i, layer in enumerate(layers):
+        if isinstance(layer, TransposedUpsample):
+            stack[i] = layer.phased()
+    try:
+        yield
+    finally:
+        for i, layer in enumerate(layers):
+            stack[i] = layer
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from fr_deploy.models.fold import (
     fold_time,
     fold_upsample,
     fold_upsample_transposed,
+    phases_of_transposed,
 )
 from fr_deploy.models.packing import Packed, pack_transposed
 from fr_deploy.models.weights import Weights
@@ -203,6 +204,12 @@ class TransposedUpsample(Layer):
         bias = None if self.kernels else self.bias
         y = F.conv_transpose2d(x, self.weight, bias, stride=2, padding=1)
         return Stream(y, bias=self.bias if self.kernels else None)
+
+    def phased(self) -> Upsample:
+        """The same numbers as an `Upsample`, for runtimes whose transposed convolution lacks a dtype."""
+        other = Upsample(self.weight.shape[0], self.weight.shape[1])
+        store(other, Affine(phases_of_transposed(self.weight), self.bias))
+        return other.to(self.weight).requires_grad_(False)
 
 
 class Norm(Layer):

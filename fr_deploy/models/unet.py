@@ -15,6 +15,7 @@ from fr_deploy.models.layers import (
     Stack,
     Stream,
     TransposedUpsample,
+    Upsample,
     store,
 )
 from fr_deploy.models.presets import Preset
@@ -96,7 +97,7 @@ class UNet(Layer):
         self.middle = Stack[Level](
             [Level([(before, before)], True, preset), Level([(before, before)], False, preset)]
         )
-        self.ups, self.upsamplers = Stack[Level](), Stack[TransposedUpsample]()
+        self.ups, self.upsamplers = Stack[Level](), Stack[TransposedUpsample | Upsample]()
         for i, (width, attention) in enumerate(
             zip(widths[::-1], preset.unet_attention[::-1], strict=True)
         ):
