@@ -16,6 +16,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests recorded under `figure`: sizes, seconds and memory that are worth a look in CI's log."""
+    reports = terminalreporter.stats.get("passed", [])
+    lines = [line for r in reports for name, line in r.user_properties if name == "figure"]
+    if lines:
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.write_line(str(line))
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy graph by component, exported once; tests that change it copy it first."""

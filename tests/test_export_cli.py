@@ -1,6 +1,7 @@
 """`fr-deploy export` and `fr-deploy verify`: options, refusals, and the whole way with real models."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,14 +112,18 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_engines_of_lafr_mini(precision: str, tmp_path: Path) -> None:
+def test_engines_of_lafr_mini(
+    precision: str, tmp_path: Path, record_property: Callable[[str, str], None]
+) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'fr-deploy[rtx]'")
     out = tmp_path / "mini"
     done = run("export", "lafr-mini", "-o", out, "format=engine", "--precision", precision)
     assert done.exit_code == 0, done.output
     with_seconds = r"{}\.engine  \d+\.\d MB, .*; \d+\.\d s, up to \d\.\d\d GB of memory"
     for name in PARTS:
-        assert re.search(with_seconds.format(name), done.stdout), done.stdout
+        found = re.search(with_seconds.format(name), done.stdout)
+        assert found, done.stdout
+        record_property("figure", found[0])
     manifest = parse_manifest((out / FILE).read_bytes())
     assert (manifest.verified, manifest.precision) == ("onnx only", precision)
     assert (manifest.batches[0].least, manifest.batches[0].most) == (1, 8)
@@ -163,7 +168,13 @@ def test_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("precision", "least", "agree_least"), [("fp32", 60, 0.999), ("fp16", 40, 0.99)]
 )
-def test_lafr_mini(tmp_path: Path, precision: str, least: float, agree_least: float) -> None:
+def test_lafr_mini(
+    tmp_path: Path,
+    precision: str,
+    least: float,
+    agree_least: float,
+    record_property: Callable[[str, str], None],
+) -> None:
     out = tmp_path / "mini"
     done = run("export", "lafr-mini", "-o", out, "--precision", precision, "--photos", DEMO)
     assert done.exit_code == 0, done.output
@@ -179,4 +190,6 @@ def test_lafr_mini(tmp_path: Path, precision: str, least: float, agree_least: fl
         faces = random_pictures(512, batch)
         made = run_files(exported_files(out), faces)
         forced = graph.to_bytes(graph.stages(faces, made["codes"]).picture)
-        assert agree(made["restored"], forced).psnr >= least
+        found = agree(made["restored"], forced)
+        assert found.psnr >= least
+        record_property("figure", f"lafr-mini {precision}, batch {batch}, codes forced: {found}")

@@ -1,6 +1,7 @@
 """The published size, with random weights: exported by part, compared, and built as engines without a GPU."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def full_size() -> RestorationGraph:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_tensorrt_rtx_builds_every_part_in_float16(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, str], None]
 ) -> None:
     """One face is compared, the portrait: 4 TFLOPs, a minute in onnxruntime and as much in torch."""
     pytest.importorskip("tensorrt_rtx", reason="pip install 'fr-deploy[rtx]'")
@@ -33,8 +34,8 @@ def test_tensorrt_rtx_builds_every_part_in_float16(
     manifest = fr_export.export(
         full_size(), out, format="tensorrt-rtx", batch="1:4:8", say=said.append
     )
-    with capsys.disabled():
-        print("", *said, sep="\n")
+    for line in said:
+        record_property("figure", line)
     assert manifest.verified == "onnx only"
     assert manifest.parity.psnr_forced is None or manifest.parity.psnr_forced >= 40
     assert manifest.parity.codes >= 0.99
