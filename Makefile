@@ -15,8 +15,8 @@ INSTALL := $(PIP) install --prefer-binary --progress-bar off
 # The oldest Triton that pyproject.toml allows, and the last numpy whose arrays its interpreter takes as loop bounds:
 # first on the path, beside a torch that pins a newer one.
 OLDEST := $(VENV)/triton-3.6.0
-# A process a core; tests/conftest.py gives each one thread.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+# A process a core, and each file in one, for its fixtures of minutes; tests/conftest.py gives each process one thread.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 # Of pip's output: the downloads that take a while, and the step after them.
 SHOW := awk '/^ *Downloading.*MB\)/ { print "  " $$1, $$2, $$3, $$4; fflush() } /^Installing/ { print "  unpacking"; fflush() }'
 

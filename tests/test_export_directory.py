@@ -38,8 +38,6 @@ from fr_export.verify import fixed_faces
 from tensorrt_runtime_stand_in import RuntimeStandIn
 from tensorrt_stand_in import VERSIONS
 
-pytestmark = pytest.mark.xdist_group("directory")  # one fixture for all
-
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -26,7 +26,6 @@ from fr_export.onnx import export_onnx, graph_hash
 from fr_export.session import run_files
 from fr_export.verify import measure, report, require
 
-pytestmark = pytest.mark.xdist_group("onnx")  # one fixture for all
 TOY = PRESETS["lafr-toy"]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("polygraphy", reason="pip install 'fr-deploy[debug]'")
-pytestmark = pytest.mark.xdist_group("exported")  # one fixture for all
 POLYGRAPHY = Path(sys.executable).parent / "polygraphy"
 
 

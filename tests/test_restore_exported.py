@@ -24,7 +24,6 @@ from fr_deploy.runtime.exported import Exported
 from fr_deploy.runtime.select import Request
 from tests_support import psnr
 
-pytestmark = pytest.mark.xdist_group("exported")  # one fixture for all
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
 
 

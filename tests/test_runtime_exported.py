@@ -18,8 +18,6 @@ from micro_export import faces, micro
 
 NOTHING = Here({}, no_gpu="none")
 
-pytestmark = pytest.mark.xdist_group("exported")  # one fixture for all
-
 
 @pytest.fixture(scope="module")
 def chain(exported: Path) -> OnnxChain:

@@ -27,7 +27,6 @@ from fr_deploy.runtime.tensorrt_backend import TensorRtBackend
 from tensorrt_runtime_stand_in import RuntimeStandIn
 from tensorrt_stand_in import VERSIONS
 
-pytestmark = pytest.mark.xdist_group("exported")  # one fixture for all
 RTX = next(version for version in VERSIONS if "rtx" in version)
 FULL = next(version for version in VERSIONS if version != RTX)
 

@@ -20,7 +20,6 @@ MISSED = {
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(2400),
-    pytest.mark.xdist_group("musts"),  # scored once, 7 minutes
 ]
 
 
