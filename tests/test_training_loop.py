@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fr_deploy.bundle import load_bundle, save_bundle
 from fr_deploy.errors import NoInputError, UsageError
@@ -16,8 +17,9 @@ from fr_training.data import batch_at
 from fr_training.faces import HELD_OUT_FROM, SHARD, FaceCorpus
 from fr_training.loop import RunOptions, fit, last_weights, load_model, recipe_for
 from fr_training.scoring import codebook_score
+from fr_training.stages import STAGES as STAGE_CLASSES
 
-STAGES = ("vae", "adapter", "restorer", "polish", "finish")
+STAGES = ("vae", "adapter", "restorer", "polish", "finish", "joint")
 
 
 def _shapes(rng: np.random.Generator) -> np.ndarray:
@@ -64,7 +66,7 @@ def test_every_stage_writes_weights_log_and_samples(run: Path) -> None:
         assert json.loads((run / stage / "recipe.json").read_text())["stage"] == stage
         assert (run / stage / "model.pt").exists()
     assert list((run / "vae").glob("samples-*.png"))
-    assert last_weights(run) == run / "finish" / "model.pt"
+    assert last_weights(run) == run / "joint" / "model.pt"
 
 
 def test_stages_train_what_they_say(run: Path) -> None:
@@ -78,6 +80,32 @@ def test_stages_train_what_they_say(run: Path) -> None:
     assert all(torch.equal(vae[key], restorer[key]) for key in kept)
     moved = {key.split(".")[0] for key in vae if not torch.equal(adapter[key], restorer[key])}
     assert moved == {"unet", "adapter", "vae", "prompt"}
+
+
+def test_the_joint_stage_moves_the_encoder_towards_the_latents_it_made_before(
+    corpus: Path, run: Path
+) -> None:
+    finish, joint = (_weights(run / s / "model.pt") for s in ("finish", "joint"))
+    moved = {key for key in finish if not torch.equal(finish[key], joint[key])}
+    assert {"vae.encoder.conv_in.weight", "vae.quant_conv.weight", "unet.conv_in.weight"} <= moved
+    model = LafrModel(PRESETS["lafr-toy"])
+    load_model(model, run / "finish" / "model.pt")
+    recipe = recipe_for("lafr-toy", "joint")
+    stage = STAGE_CLASSES["joint"](model, recipe, torch.device("cpu"))
+    batch = batch_at(FaceCorpus.open(corpus), recipe, 0, 0)
+    with torch.no_grad():
+        clean = model.encode(batch.clean)
+        first = stage.loss(batch, 0.0).parts["align"]
+        assert torch.equal(first, F.l1_loss(model.adapter(model.encode(batch.degraded)), clean))
+        kept = stage.state()
+        for weight in model.vae.encoder.parameters():
+            weight.mul_(1.5)
+        again = stage.loss(batch, 0.0).parts["align"]
+        aligned = model.adapter(model.encode(batch.degraded))
+        assert torch.equal(again, F.l1_loss(aligned, clean)), "the target moved with the encoder"
+    resumed = STAGE_CLASSES["joint"](model, recipe, torch.device("cpu"))
+    resumed.load_state(kept)
+    assert torch.equal(resumed.loss(batch, 0.0).parts["align"], again)
 
 
 def test_a_stage_starts_from_a_bundle(corpus: Path, run: Path, tmp_path: Path) -> None:
@@ -129,6 +157,35 @@ def test_batches_depend_on_the_image_number_alone(corpus: Path) -> None:
     assert torch.equal(first.degraded, again.degraded)
     assert not torch.equal(first.degraded, later.degraded)
     assert not torch.equal(first.degraded, first.clean)
+
+
+class _Plain(torch.nn.Module):
+    """In place of lpips_hed, whose weights are fetched: the mean difference of each picture."""
+
+    def features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return [image]
+
+    def distance(self, a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+        return (a[0] - b[0]).abs().mean((1, 2, 3))
+
+
+def test_the_perceptual_loss_weighs_each_damage_by_its_factor(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fr_training.stages.LpipsHed", _Plain)
+    recipe = replace(
+        recipe_for("lafr-toy", "restorer"),
+        levels=(("mild", 1.0, 0.5), ("vqfr-v2", 1.0, 2.0)),
+        batch=8,
+        perceptual=1.0,
+        window=64,
+    )
+    batch = batch_at(FaceCorpus.open(corpus), recipe, 0, 0)
+    assert set(batch.emphasis.tolist()) == {0.5, 2.0}
+    stage = STAGE_CLASSES["restorer"](LafrModel(PRESETS["lafr-toy"]), recipe, torch.device("cpu"))
+    alone = (batch.degraded - batch.clean).abs().mean((1, 2, 3)) / 2
+    weighed = stage.image_loss(batch.degraded, batch, 0.0).parts["lpips_hed"]
+    torch.testing.assert_close(weighed, (alone * batch.emphasis).mean())
 
 
 def test_held_out_seeds_and_wrong_order_are_refused(corpus: Path, tmp_path: Path) -> None:
