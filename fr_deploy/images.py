@@ -18,6 +18,7 @@ from fr_deploy.errors import FrDeployError, ImageError
 from fr_deploy.image_encode import encode
 from fr_deploy.image_pixels import is_deep, to_rgb
 from fr_deploy.image_signatures import signature_of
+from fr_deploy.settings import Limits
 
 # Never Pillow's full list: with it a PostScript file named .jpg starts Ghostscript.
 READABLE = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF") + (
@@ -60,17 +61,6 @@ _DROPPED_EXIF = {
 _EXIF_PREFIX = b"Exif\x00\x00"
 _NO_ALPHA = {"JPEG", "BMP"}
 _DAMAGED = (OSError, ValueError, struct.error, SyntaxError, IndexError, KeyError, TypeError)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a file may ask for, checked from its header before a pixel is decoded."""
-
-    max_pixels: int = 50_000_000
-    max_side: int = 16_384
-    max_bytes: int = 512 * 2**20
-    # Encoders write about 10 scans. 200 empty ones over 64 megapixels cost 7 s for a 395 kB file.
-    max_jpeg_scans: int = 100
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fr_deploy.errors import ImageError, UsageError
 from fr_deploy.faces import Face, align_faces, paste_face, scaled_matrix, upscale_photo
+from fr_deploy.settings import RestoreOptions
 
 SIZE = 512
 MAX_OUTPUT_PIXELS = 178_956_970  # what Pillow would refuse to open again
@@ -31,34 +32,6 @@ class CropRestorer(Protocol):
     def __call__(self, crops: NDArray[np.uint8], /) -> NDArray[np.uint8]:
         """Restore aligned faces, uint8 [N, 512, 512, 3] to the same."""
         ...
-
-
-@dataclass(frozen=True)
-class RestoreOptions:
-    """How a photo is restored.
-
-    Raises:
-        UsageError: `upscale` or `blend` is out of range.
-    """
-
-    faces: Literal["all", "largest", "center"] = "all"
-    """Which of the faces found are restored: all, the largest box, or the box nearest the centre."""
-    min_face: int = 24
-    """Faces whose box has a longer side of fewer pixels are left alone."""
-    rotations: tuple[int, ...] = (0,)
-    """Angles in degrees at which faces are looked for."""
-    upscale: float = 1.0
-    """The whole photo is enlarged by this, 1 to 4; the faces gain the most, the rest is Lanczos."""
-    blend: float = 1.0
-    """1 is the restored face, 0 the original, between them a mix."""
-    aligned: bool = False
-    """The input is one face crop already: no detection and no paste back."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.upscale <= 4:
-            raise UsageError(f"upscale is {self.upscale}; allowed are 1 to 4")
-        if not 0 <= self.blend <= 1:
-            raise UsageError(f"blend is {self.blend}; allowed are 0 to 1")
 
 
 @dataclass(frozen=True)
