@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from fr_deploy.errors import ImageError, UsageError
-from fr_deploy.faces import Face, align_faces, paste_face, scaled_matrix, upscale_photo
 from fr_deploy.settings import RestoreOptions
+
+if TYPE_CHECKING:
+    from fr_deploy.faces import Face
 
 SIZE = 512
 MAX_OUTPUT_PIXELS = 178_956_970  # what Pillow would refuse to open again
@@ -21,7 +23,7 @@ class Detector(Protocol):
 
     def detect(
         self, rgb: NDArray[np.uint8], *, min_face: int = ..., rotations: Sequence[int] = ...
-    ) -> list[Face]:
+    ) -> "list[Face]":
         """Find the faces of a photo uint8 [H, W, 3], left to right."""
         ...
 
@@ -38,7 +40,7 @@ class CropRestorer(Protocol):
 class FoundFaces:
     """What the model is to be given of a photo."""
 
-    faces: tuple[Face, ...]
+    faces: "tuple[Face, ...]"
     """Those that are restored, N of them; empty if the photo is `aligned`."""
     crops: NDArray[np.uint8]
     """[N, 512, 512, 3]; one if `aligned`."""
@@ -52,7 +54,7 @@ class RestoredPhoto:
 
     rgb: NDArray[np.uint8]
     """[H * upscale, W * upscale, 3]."""
-    faces: tuple[Face, ...]
+    faces: "tuple[Face, ...]"
     """The faces restored, N of them; empty if the input was `aligned`."""
     crops: NDArray[np.uint8]
     """[N, 512, 512, 3], what the model was given."""
@@ -108,6 +110,8 @@ def find_faces(
         return FoundFaces((), _square(rgb)[None], ())
     if detector is None:
         raise UsageError("a photo that is not aligned needs a detector; pass one, or aligned=True")
+    from fr_deploy.faces import align_faces  # torch, which aligned photos do without
+
     found = detector.detect(rgb, min_face=options.min_face, rotations=options.rotations)
     faces = select_faces(found, options.faces, (rgb.shape[0], rgb.shape[1]))
     crops, matrices = align_faces(rgb, faces)
@@ -134,6 +138,8 @@ def apply_faces(
     if options.aligned:
         out = _apply_aligned(rgb, found.crops[0], restored[0], options)
         return RestoredPhoto(out, (), found.crops, restored, ())
+    from fr_deploy.faces import paste_face, scaled_matrix, upscale_photo
+
     if options.upscale != 1:
         photo = upscale_photo(rgb, options.upscale)
     else:
@@ -144,7 +150,7 @@ def apply_faces(
     return RestoredPhoto(photo, found.faces, found.crops, restored, found.matrices)
 
 
-def select_faces(faces: Sequence[Face], rule: str, size: tuple[int, int]) -> list[Face]:
+def select_faces(faces: "Sequence[Face]", rule: str, size: tuple[int, int]) -> "list[Face]":
     """Keep all faces, the one with the largest box, or the one nearest the centre.
 
     Args:
@@ -158,7 +164,7 @@ def select_faces(faces: Sequence[Face], rule: str, size: tuple[int, int]) -> lis
         return [max(faces, key=lambda face: float(np.prod(face.box[2:] - face.box[:2])))]
     centre = np.array([size[1] - 1, size[0] - 1]) / 2
 
-    def distance(face: Face) -> float:
+    def distance(face: "Face") -> float:
         return float(np.linalg.norm((face.box[:2] + face.box[2:]) / 2 - centre))
 
     return [min(faces, key=distance)]
