@@ -101,8 +101,8 @@ class FinishStage:
         data = io.BytesIO()
         codes = encode_photo(data, format_of(place), photo, quality=self.plan.quality)
         clock.lap("encode")
-        with data.getbuffer() as view:
-            part, output = write_part(self.pace.part_folder, done.record.index, place, view)
+        folder, index = self.pace.part_folder, done.record.index
+        part, output = write_part(folder, index, place, data.getvalue())
         done.parts.append(part)
         done.record.outputs.append(output)
         done.record.warnings += [c for c in codes if c not in done.record.warnings]

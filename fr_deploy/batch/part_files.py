@@ -17,7 +17,7 @@ _TRIES = 3
 _PAUSE_SECONDS = 0.2
 
 
-def write_part(folder: Path, index: int, place: str, data: memoryview) -> tuple[str, Output]:
+def write_part(folder: Path, index: int, place: str, data: bytes) -> tuple[str, Output]:
     """Write one output as a part.
 
     Args:
@@ -43,7 +43,7 @@ def write_part(folder: Path, index: int, place: str, data: memoryview) -> tuple[
                 raise disk_error(folder, error) from error
             time.sleep(_PAUSE_SECONDS)
         else:
-            return str(part), Output(place, data.nbytes, sha256(data).hexdigest())
+            return str(part), Output(place, len(data), sha256(data).hexdigest())
     raise AssertionError
 
 
@@ -54,7 +54,7 @@ def remove_parts(parts: list[str]) -> None:
             os.unlink(part)
 
 
-def _write(part: Path, data: memoryview) -> None:
+def _write(part: Path, data: bytes) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
     # Mode 0666, so that the umask decides as for any new file.
     fd = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
