@@ -7,7 +7,7 @@ import pytest
 from fr_deploy.batch.item import Output, Record
 from fr_deploy.batch.summary import EXAMPLES, Histogram, Load, Tally, bottleneck, summary_lines
 
-LOADS = {"prepare": Load(4.0, 2), "restore": Load(9.5, 1), "finish": Load(1.0, 1)}
+LOADS = {"prepare": Load(0.2, 2), "restore": Load(0.95, 1), "finish": Load(0.1, 1)}
 
 
 def record(index: int, status="restored", **more) -> Record:
@@ -35,8 +35,8 @@ def test_counts_and_speed():
         record(3, "failed", reason="truncated", message="ends after 3 bytes"),
     )
     told = text(tally, new=2, total=9)
-    assert "4 of 9 done (2 in earlier starts): 1 restored, 2 faces, 1 without a face" in told
-    assert "2 in 10 s, 0.2 a second" in told
+    assert "4 of 9 done: 1 restored, 1 without a face, 1 without a face, copied, 1 failed" in told
+    assert "2 photos, 2 faces in 10 s, 0.2 a second; 2 in earlier starts" in told
     assert "remarks: first_frame_only 1" in told
     assert "identity guard: 1 of 2 faces blended back" in told
     assert tally.output_bytes == 10
@@ -55,13 +55,23 @@ def test_failures_are_told_by_reason_with_examples():
     assert told.index("truncated") < told.index("decoder_killed")
 
 
+def test_outcomes_of_earlier_starts_count():
+    tally = tally_of(record(0))
+    tally.add_earlier({("restored", ""): 5, ("failed", "truncated"): 2, ("failed", "corrupt"): 0})
+    told = text(tally, new=1)
+    assert "8 done: 6 restored, 2 failed" in told
+    assert "failed: 2 x truncated" in told
+    assert "corrupt" not in told
+    assert tally.exit_code() == 3
+
+
 def test_busy_stages_and_the_bottleneck():
     told = text(tally_of(record(0)))
     assert "prepare 20% of 2 processes, restore 95% of 1 process, finish 10% of 1 process" in told
-    assert told.endswith("in 10 s, 0.1 a second")
-    assert bottleneck(LOADS, 10.0) == "restore"
-    assert bottleneck({"prepare": Load(0.0, 1)}, 10.0) == ""
-    assert bottleneck({}, 0.0) == ""
+    assert told.endswith("1 photo in 10 s, 0.1 a second")
+    assert bottleneck(LOADS) == "restore"
+    assert bottleneck({"prepare": Load(0.0, 1)}) == ""
+    assert bottleneck({}) == ""
 
 
 @pytest.mark.parametrize(

@@ -56,17 +56,13 @@ class Reason:
     """Name and message of the first few."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Load:
-    """How much one stage had to do."""
+    """How busy one stage was."""
 
-    busy: float
-    """Seconds of work, of all its processes together."""
+    share: float
+    """Of the time between its first task and its last that its processes worked, 0 to 1."""
     processes: int
-
-    def share(self, seconds: float) -> float:
-        """Of the time that its processes had, 0 to 1."""
-        return min(1.0, self.busy / (seconds * self.processes)) if seconds > 0 else 0.0
 
 
 @dataclass
@@ -118,6 +114,14 @@ class Tally:
                 self.angles.add(face["angle"])
             self.blended += face.get("blend", 1.0) < 1.0
 
+    def add_earlier(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Count outcomes of earlier starts, of which only status and reason are known."""
+        for (status, code), count in counts.items():
+            if count > 0:
+                self.counts[status] += count
+                if status == "failed":
+                    self.reasons.setdefault(_known(code, self.reasons), Reason()).count += count
+
     def exit_code(self) -> int:
         """0 all well, 1 an unexpected error, 3 some items failed, 4 none could even be read."""
         if UNEXPECTED in self.reasons:
@@ -142,16 +146,10 @@ class Tally:
         }
 
 
-def bottleneck(loads: Mapping[str, Load], seconds: float) -> str:
-    """The stage whose processes had the least time to spare; empty before anything was done.
-
-    Args:
-        loads: of each stage.
-        seconds: that the run took.
-    """
-    shares = {name: load.share(seconds) for name, load in loads.items()}
-    name = max(shares, key=lambda name: shares[name], default="")
-    return name if name and shares[name] > 0 else ""
+def bottleneck(loads: Mapping[str, Load]) -> str:
+    """The stage whose processes had the least time to spare; empty before anything was done."""
+    name = max(loads, key=lambda name: loads[name].share, default="")
+    return name if name and loads[name].share > 0 else ""
 
 
 def summary_lines(
@@ -166,18 +164,24 @@ def summary_lines(
         seconds: that this start took.
         loads: of each stage, in this start.
     """
-    yield from _failures(tally)
-    yield from _usage(loads, seconds)
+    yield from failure_lines(tally)
+    yield from _usage(loads)
     if tally.warnings:
         told = ", ".join(f"{printable(name)} {n}" for name, n in tally.warnings.most_common(8))
         yield f"remarks: {told}"
     if tally.blended:
         yield f"identity guard: {tally.blended} of {tally.faces} faces blended back"
+    yield counts_line(tally, total)
+    faces = f", {tally.faces} face{'s'[: tally.faces != 1]}" if tally.faces else ""
     rate = f", {new / seconds:.1f} a second" if new and seconds else ""
-    earlier = f" ({tally.done - new} in earlier starts)" if tally.done > new else ""
+    earlier = f"; {tally.done - new} in earlier starts" if tally.done > new else ""
+    yield f"{new} photo{'s'[: new != 1]}{faces} in {span(seconds)}{rate}{earlier}"
+
+
+def counts_line(tally: Tally, total: int | None) -> str:
+    """How many of a list have which outcome."""
     of_all = f" of {total}" if total is not None and total != tally.done else ""
-    yield f"{tally.done}{of_all} done{earlier}: {_outcomes(tally)}"
-    yield f"{new} in {span(seconds)}{rate}"
+    return f"{tally.done}{of_all} done: {_outcomes(tally)}"
 
 
 def _outcomes(tally: Tally) -> str:
@@ -188,26 +192,26 @@ def _outcomes(tally: Tally) -> str:
         "failed": "failed",
     }
     parts = [f"{tally.counts[key]} {text}" for key, text in labels.items() if tally.counts[key]]
-    faces = [f"{tally.faces} face{'s'[: tally.faces != 1]}"] if tally.faces else []
-    return ", ".join(parts[:1] + faces + parts[1:]) or "nothing"
+    return ", ".join(parts) or "nothing"
 
 
-def _failures(tally: Tally) -> Iterator[str]:
+def failure_lines(tally: Tally) -> Iterator[str]:
+    """Each reason with its first examples, the commonest first."""
     for name, reason in sorted(tally.reasons.items(), key=lambda pair: -pair[1].count):
         yield f"failed: {reason.count} x {printable(name)}"
         for item, message in reason.examples:
             yield f"    {printable(item)}: {printable(message)}"
-        if reason.count > len(reason.examples):
+        if reason.examples and reason.count > len(reason.examples):
             yield f"    and {reason.count - len(reason.examples)} more"
 
 
-def _usage(loads: Mapping[str, Load], seconds: float) -> Iterator[str]:
-    if any(load.busy for load in loads.values()):
+def _usage(loads: Mapping[str, Load]) -> Iterator[str]:
+    if narrow := bottleneck(loads):
         shares = [
-            f"{name} {load.share(seconds):.0%} of {load.processes} process{'es' * (load.processes > 1)}"
+            f"{name} {load.share:.0%} of {load.processes} process{'es' * (load.processes != 1)}"
             for name, load in loads.items()
         ]
-        yield f"busy: {', '.join(shares)}; the bottleneck was {bottleneck(loads, seconds)}"
+        yield f"busy: {', '.join(shares)}; the bottleneck was {narrow}"
 
 
 def _known(code: str, seen: Mapping[str, object]) -> str:

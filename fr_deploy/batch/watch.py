@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fr_deploy.batch.compact import CompactSet
 from fr_deploy.batch.finder import ARCHIVES_FOUND, Finder
 from fr_deploy.batch.item import Item, item_id
 from fr_deploy.batch.listing import itemize
@@ -18,8 +19,8 @@ from fr_deploy.inputs import Inputs, find_below
 class Known:
     """What was listed before: nothing of it is given again, nor is its output."""
 
-    ids: set[str] = field(default_factory=set[str])
-    outputs: set[str] = field(default_factory=set[str])
+    ids: CompactSet = field(default_factory=CompactSet)
+    outputs: CompactSet = field(default_factory=CompactSet)
     next_index: int = 0
 
     def add(self, item: Item) -> None:
