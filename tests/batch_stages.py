@@ -1,7 +1,7 @@
 """Small stages for the engine's tests: an item's name says what becomes of it.
 
-`<what>-<faces>-<number>`, where <what> is `ok`, or a fault and where it happens: `abort`, `segv`, `exit`, `hang`, `bad`,
-`boom`, `full` or `deaf`, each with `.prepare`, `.device` or `.finish`.
+`<what>-<faces>-<number>`, where <what> is `ok`, or a fault and where it happens: `abort`, `segv`, `exit`, `hang`,
+`bad`, `boom` or `full`, each with `.prepare`, `.device` or `.finish`.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from fr_deploy.batch.item import Item, Record
 from fr_deploy.batch.plan import Pace
 from fr_deploy.batch.stage import Stages
 from fr_deploy.batch.work import Faces, Finish, Finished, Prepared, Restored
-from fr_deploy.errors import ImageError, ModelError, ResourceError
+from fr_deploy.errors import ImageError, ModelError
 
 SIDE = 160
 """A crop of 77 kB: just enough to travel in a memfd."""
@@ -139,7 +139,8 @@ class ToyFinish:
 
 def pace(**changes: Any) -> Pace:
     settings: dict[str, Any] = {"preparers": 2, "in_flight": 32, "item_seconds": 60.0}
-    return Pace(Path("out"), Path("parts"), **{**settings, "flush_seconds": 0.01, **changes})
+    settings |= {"flush_seconds": 0.01, **changes}
+    return Pace(Path("out"), Path("parts"), **settings)
 
 
 def toy_stages(prepare: ToyPrepare | None = None, **device: Any) -> Stages:

@@ -141,7 +141,7 @@ def test_the_end_and_the_lack_of_a_message(pair: Pair) -> None:
 def hostile(name: str) -> Any:
     class Hostile:
         def __reduce__(self) -> Any:
-            return os.system, (f"touch {name}",)
+            return os.mkdir, (name,)
 
     return Hostile()
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_stages import ToyDevice, ToyPrepare, item
 
+from batch_stages import ToyDevice, ToyPrepare, item
 from fr_deploy.batch.channel import GarbledError
 from fr_deploy.batch.child import Start
 from fr_deploy.batch.item import Item, Record
@@ -32,9 +32,16 @@ def start(role: Role, stage: Any, space: int | None = None) -> Child:
 
 
 def hear(child: Child) -> list[Any]:
-    """Wait for the next messages."""
+    """Wait for the next message, and what came with it."""
     assert select.select([child.channel], [], [], WAIT)[0], "nothing came"
-    return list(child.hear())
+    messages: list[Any] = []
+    try:
+        for message in child.hear():
+            messages.append(message)
+    except EOFError:
+        if not messages:
+            raise
+    return messages
 
 
 class Look:
@@ -149,7 +156,6 @@ class Greedy:
 
 def test_a_device_that_loses_a_face_is_at_fault() -> None:
     from batch_stages import crops_of
-
     from fr_deploy.batch.channel import Parcel
 
     child = start("device", Loses())

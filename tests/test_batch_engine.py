@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_stages import Run, ToyDevice, ToyFinish, ToyPrepare, item, pace, toy_stages
 
+from batch_stages import Run, ToyDevice, ToyFinish, ToyPrepare, item, pace, toy_stages
 from fr_deploy.batch.engine import Engine
 from fr_deploy.batch.item import Item, Record
 from fr_deploy.batch.stage import Stages
@@ -38,7 +38,9 @@ def test_no_descriptor_and_no_process_is_left() -> None:
 
     def look() -> None:
         seen.append(len(os.listdir("/proc/self/fd")))
-        pids.update(run.engine.pids("prepare"), run.engine.pids("device"), run.engine.pids("finish"))
+        pids.update(
+            run.engine.pids("prepare"), run.engine.pids("device"), run.engine.pids("finish")
+        )
 
     run.after = look
     run(item(i) for i in range(1000))

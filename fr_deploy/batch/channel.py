@@ -106,9 +106,8 @@ class Parcel:
     @property
     def plausible(self) -> bool:
         """Whether its parts are what they are said to be; one that was received may be anything."""
-        memory: object = self.memory
-        size: object = self.size
-        return isinstance(memory, Memory | None) and isinstance(size, int)
+        parts = vars(self)
+        return isinstance(parts["memory"], Memory | None) and isinstance(parts["size"], int)
 
     def close(self) -> None:
         """Give the memory back, as far as this process holds it."""

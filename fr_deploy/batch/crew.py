@@ -2,6 +2,7 @@
 
 import pickle
 import selectors
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class Crew:
         self._stats = stats
         self._events = events
         self._selector = selectors.DefaultSelector()
+        self._preload = stages.preload
+        self._was_ready: set[Role] = set()
         self._setup_deaths = dict.fromkeys(ROLES, 0)
         self._row = dict.fromkeys(ROLES, 0)
         self._starts: dict[Role, list[Start]] = {
@@ -140,9 +143,10 @@ class Crew:
                 if isinstance(message, Ready) and not child.ready:
                     child.ready = True
                     self._setup_deaths[child.role] = 0
+                    self._was_ready.add(child.role)
                 elif isinstance(message, Fault) and not child.ready:
                     raise _setup_error(child.role, message)
-                elif child.jobs and _fits(child, message):
+                elif isinstance(message, Reply | Fault) and child.jobs and _fits(child, message):
                     job = child.answered()
                     if isinstance(message, Reply) or message.error:
                         self._row[child.role] = 0
@@ -165,7 +169,9 @@ class Crew:
         role = child.role
         self._events(f"{role} process {child.number} {death}; another one takes its place")
         self._row[role] += 1
-        self._setup_deaths[role] += not child.ready
+        # One that was set up before, and is killed at it now, is killed by somebody; that has the larger limit.
+        outside = role in self._was_ready and death.signal == signal.SIGKILL
+        self._setup_deaths[role] += not (child.ready or outside)
         if self._setup_deaths[role] >= MOST_SETUP_DEATHS:
             raise ResourceError(
                 f"the {role} process ended {MOST_SETUP_DEATHS} times in a row before it was set up; "
@@ -183,7 +189,7 @@ class Crew:
         return Died(death, list(child.jobs))
 
     def _new(self, start: Start, number: int) -> Child:
-        child = Child(start, number)
+        child = Child(start, number, self._preload)
         self._selector.register(child.channel, selectors.EVENT_READ, child)
         return child
 
@@ -205,13 +211,13 @@ def _start(role: Role, stage: Stage, address_space: int | None = None) -> Start:
     return Start(role, pickle.dumps(stage), address_space)
 
 
-def _fits(child: Child, message: Any) -> bool:
+def _fits(child: Child, message: Reply | Fault) -> bool:
     """Whether a message answers the task that its child is at work on; the child may be under a file's control."""
-    if isinstance(message, Fault):
-        texts = (message.error, message.reason, message.message, message.trace)
-        return all(isinstance(text, str) for text in texts) and _number(message.seconds)
-    if not (isinstance(message, Reply) and _number(message.seconds)):
+    parts = vars(message)
+    if not isinstance(parts["seconds"], int | float):
         return False
+    if isinstance(message, Fault):
+        return all(isinstance(parts[k], str) for k in ("error", "reason", "message", "trace"))
     value = message.value
     if child.role == "device":
         pieces = len(child.jobs[0].pieces)
@@ -220,10 +226,6 @@ def _fits(child: Child, message: Any) -> bool:
         return value.plausible()
     record = value.record if child.role == "finish" and isinstance(value, Finished) else value
     return isinstance(record, Record) and record.index == child.jobs[0].item.index
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float)
 
 
 def expected_error(fault: Fault) -> FrDeployError | None:

@@ -1,6 +1,7 @@
 """What the parent and its children say to each other: small records; everything large in them is a parcel."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from fr_deploy.batch.channel import Parcel
 from fr_deploy.batch.item import Item, Record
@@ -25,7 +26,7 @@ class PreparedParcels:
 
     def plausible(self) -> bool:
         """Whether it is what it is said to be."""
-        faces: object = self.faces
+        faces = vars(self)["faces"]
         return isinstance(faces, int) and faces >= 0 and _parcels(self.prepared, self.crops)
 
 
@@ -45,7 +46,7 @@ class RestoredParcels:
 
     def plausible(self, pieces: int) -> bool:
         """Whether it is what it is said to be, the answer to so many pieces."""
-        parts: object = self.parts
+        parts = vars(self)["parts"]
         return isinstance(parts, tuple) and len(self.parts) == pieces and _parcels(*self.parts)
 
 
@@ -85,5 +86,5 @@ class Fault:
     seconds: float = 0.0
 
 
-def _parcels(*values: object) -> bool:
+def _parcels(*values: Any) -> bool:
     return all(isinstance(value, Parcel) and value.plausible for value in values)

@@ -1,13 +1,12 @@
 """One child as its parent sees it: started by a fork server, spoken to through a socketpair, ended by SIGKILL."""
 
 import multiprocessing
-import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -32,9 +31,10 @@ class Child:
     Args:
         start: what it runs.
         number: its place among those of its role, from 0.
+        preload: more modules for the fork server, if it is not there yet.
     """
 
-    def __init__(self, start: Start, number: int) -> None:
+    def __init__(self, start: Start, number: int, preload: tuple[str, ...] = ()) -> None:
         self.role: Role = start.role
         self.number = number
         self._code: int | None = None
@@ -45,7 +45,7 @@ class Child:
         """When it began its set-up or its present task."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = _start(start, theirs)
+            self._process = _start(start, theirs, (*PRELOAD, *preload))
         self.channel = Channel(ours, wary=True)
 
     @property
@@ -98,15 +98,16 @@ class Child:
         Returns:
             Its exit code; negative: the signal that ended it.
         """
-        if self._code is None:
-            self.channel.close()
-            code = self._process.exitcode
-            self._process.kill()
-            self._process.join(_EXIT_SECONDS)
-            code = self._process.exitcode if code is None else code
-            self._code = -signal.SIGKILL if code is None else code
-            with suppress(ValueError):  # the kernel has not let it go yet
-                self._process.close()
+        if self._code is not None:
+            return self._code
+        self.channel.close()
+        code: int | None = self._process.exitcode
+        self._process.kill()
+        self._process.join(_EXIT_SECONDS)
+        code = self._process.exitcode if code is None else code
+        self._code = -signal.SIGKILL if code is None else code
+        with suppress(ValueError):  # the kernel has not let it go yet
+            self._process.close()
         return self._code
 
     def ended(self) -> int:
@@ -115,14 +116,14 @@ class Child:
         return self.end()
 
 
-def _start(start: Start, theirs: socket.socket) -> Any:
+def _start(start: Start, theirs: socket.socket, preload: tuple[str, ...]) -> Any:
     """A process of the fork server, which is started if it is not there.
 
     Raises:
         ResourceError: the system lets no more processes start.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOAD))
+    context.set_forkserver_preload(list(preload))
     for left in reversed(range(_START_TRIES)):
         process = context.Process(target=child_main, args=(theirs, start), daemon=True)
         try:
@@ -138,7 +139,7 @@ def _start(start: Start, theirs: socket.socket) -> Any:
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
+def _signals_held_back() -> Generator[None]:
     """Start the fork server with the run's signals blocked, as its children then are.
 
     They reach a process group as a whole, but the server would end by SIGTERM, and a new child by SIGINT.

@@ -34,3 +34,8 @@ class Stages:
     devices: list[Stage]
     """One process each."""
     finish: Stage
+    preload: tuple[str, ...] = ()
+    """Modules that the fork server imports once, so that a process which takes another one's place starts at once.
+
+    None that starts threads when it is imported, or opens a device.
+    """
