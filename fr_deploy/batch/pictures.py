@@ -56,6 +56,24 @@ class Pictures:
         self._file.close()
 
 
+def merge_pictures(sources: Sequence[Path], target: Path) -> None:
+    """Put the pictures of several runs together, as many as one may have.
+
+    Args:
+        sources: files as `Pictures` writes them; may be missing.
+        target: the file.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    both = Pictures(target)
+    for source in sources:
+        for _, _, value in _whole(source):
+            pairs = [(base64.b64decode(a), base64.b64decode(b)) for a, b in value["pairs"]]
+            both.add(str(value["id"]), pairs)
+    both.close()
+
+
 class PictureBook:
     """Finds the pictures of an item; holds their places in memory, not the pictures."""
 

@@ -51,13 +51,13 @@ class Meter:
             window: seconds.
         """
         self._window = window
-        self._samples: deque[tuple[float, int, int]] = deque()
+        self._samples = deque([(0.0, 0, 0)])
 
     def rates(self, now: float, images: int, faces: int) -> tuple[float, float]:
         """Images and faces a second.
 
         Args:
-            now: seconds, of any clock that only goes forward.
+            now: seconds since the start.
             images: done so far.
             faces: restored so far.
         """

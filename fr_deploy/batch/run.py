@@ -26,7 +26,7 @@ from fr_deploy.batch.signals import Interrupts
 from fr_deploy.batch.stage import Stage, Stages
 from fr_deploy.batch.state import State
 from fr_deploy.batch.summary import Load, Tally
-from fr_deploy.batch.watcher import Watcher, growing_items
+from fr_deploy.batch.watcher import Watcher, growing_items, watched_folders
 from fr_deploy.batch.work import Finished
 from fr_deploy.errors import ImageError
 from fr_deploy.inputs import Refusal
@@ -105,6 +105,18 @@ def stages_of(ask: Ask, plan: Plan, pace: Pace) -> Stages:
     return Stages(prepare, device_stages(ask.devices, choice, plan, pace), finish)
 
 
+def check_start(start: Start) -> None:
+    """See, before anything is written, that what was asked for can be.
+
+    Raises:
+        UsageError: a device that there cannot be, or a source that cannot be watched.
+    """
+    pace = pace_of(start.ask, start.destination, start.folder)
+    stages_of(start.ask, start.plan, pace)
+    if start.ask.watch:
+        watched_folders(start.ask.sources)
+
+
 def run_batch(start: Start, *, progress: Mode, stream: TextIO) -> Ending:
     """Begin a run or go on with it, until all items have an outcome or it is interrupted.
 
@@ -116,6 +128,7 @@ def run_batch(start: Start, *, progress: Mode, stream: TextIO) -> Ending:
     Raises:
         FrDeployError: as `open_run` and `Engine.run`; the run can be resumed.
     """
+    check_start(start)
     with open_run(start, lambda text: print(text, file=stream, flush=True)) as state:
         books = open_books(state)
         try:

@@ -50,10 +50,13 @@ class Interrupts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
         for timer in self._timers:
             timer.cancel()
+        if (
+            not self.number
+        ):  # else this process is at its end, which a second signal shall not make a traceback of
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -39,7 +39,7 @@ class Watcher:
             tell: shows a line.
 
         Raises:
-            UsageError: a source is no folder.
+            UsageError: as `watched_folders`.
         """
         self.error: Exception | None = None
         self._state, self._stop, self._tell, self._shard = state, stop, tell, start.shard
@@ -52,7 +52,7 @@ class Watcher:
         outside = start.destination
         self._looks = [
             watch_items(folder, known, STABLE_S, outside=outside, naming=naming, notes=self._notes)
-            for folder in _folders(start.ask.sources)
+            for folder in watched_folders(start.ask.sources)
         ]
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -109,7 +109,12 @@ def growing_items(
             yield None
 
 
-def _folders(sources: Sequence[str]) -> list[Path]:
+def watched_folders(sources: Sequence[str]) -> list[Path]:
+    """The sources as folders.
+
+    Raises:
+        UsageError: one is none.
+    """
     for source in sources:
         if not os.path.isdir(source):
             raise UsageError(f"--watch looks into folders, and {source} is none")

@@ -29,7 +29,7 @@ class _Group(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `run` before what is not for the group itself."""
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+        if not args or args[0] not in (*self.commands, *ctx.help_option_names):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
@@ -79,7 +79,9 @@ def run(**given: Any) -> None:
     start = _start(Path(destination), _ask(sources, given), plan_of(given), given)
     if given["dry_run"]:
         from fr_deploy.batch.opening import check_only
+        from fr_deploy.batch.run import check_start
 
+        check_start(start)
         count = check_only(start, lambda text: click.echo(text, err=True))
         click.echo(f"{count} photos would be restored into {destination}; nothing was written")
         return
@@ -147,10 +149,16 @@ def verify(destination: Path, repair: bool, as_json: bool, **given: Any) -> None
 @click.argument("destination", metavar="DST", type=_PATH)
 def merge(destination: Path) -> None:
     """Put the states of all shards of DST together, as if one run had done it."""
+    from fr_deploy.batch.ask import read_ask, write_ask
     from fr_deploy.batch.folder import state_folder
     from fr_deploy.batch.merge import merge as put_together
+    from fr_deploy.batch.pictures import FILE, merge_pictures
 
-    merged = put_together(state_folder(destination))
+    folder = state_folder(destination)
+    merged = put_together(folder)
+    shards = [state_folder(destination, (i, merged.shards)) for i in range(merged.shards)]
+    write_ask(folder, read_ask(shards[0]))
+    merge_pictures([shard / FILE for shard in shards], folder / FILE)
     click.echo(f"{merged.shards} shards with {merged.items} photos merged")
 
 
