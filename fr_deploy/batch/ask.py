@@ -77,8 +77,8 @@ def anchored(ask: Ask) -> Ask:
         sources=tuple(whole(source) for source in ask.sources),
         model=whole(ask.model) if Path(ask.model).is_dir() else ask.model,
         loras=tuple(whole_lora(text) for text in ask.loras),
-        engines=whole(ask.engines) if ask.engines else None,
-        trust=whole(ask.trust) if ask.trust else None,
+        engines=os.path.abspath(ask.engines) if ask.engines else None,
+        trust=os.path.abspath(ask.trust) if ask.trust else None,
     )
 
 
