@@ -1,24 +1,22 @@
 """Small stages for the engine's tests: an item's name says what becomes of it.
 
 `<what>-<faces>-<number>`, where <what> is `ok`, or a fault and where it happens: `abort`, `segv`, `exit`, `hang`,
-`bad`, `boom` or `full`, each with `.prepare`, `.device` or `.finish`.
+`bad`, `boom` or `full`, each with `.prepare`, `.device` or `.finish`. Every process that takes another one's place
+imports this module, so it imports little.
 """
 
 import ctypes
 import os
+import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fr_deploy.batch.engine import Done, Engine
 from fr_deploy.batch.item import Item, Record
-from fr_deploy.batch.plan import Pace
-from fr_deploy.batch.stage import Stages
 from fr_deploy.batch.work import Faces, Finish, Finished, Prepared, Restored
 from fr_deploy.errors import ImageError, ModelError
 
@@ -63,9 +61,12 @@ class ToyPrepare:
     seconds: float = 0.0
     set_up_fails: str = ""
     counts: Path | None = None
+    """A file that each set-up adds a line to; with `hits`, a folder."""
+    hits: dict[int, int] = field(default_factory=dict[int, int])
+    """Photos over which its process is killed so many times, as from outside."""
 
     def setup(self) -> None:
-        if self.counts is not None:
+        if self.counts is not None and not self.hits:
             with self.counts.open("a") as file:
                 file.write(f"{os.getpid()}\n")
         if self.set_up_fails == "model":
@@ -75,6 +76,8 @@ class ToyPrepare:
 
     def __call__(self, task: Item) -> Prepared | Record:
         time.sleep(self.seconds)
+        if task.index in self.hits:
+            self.hit(task.index)
         what, faces, _ = task.name.split("-")
         where = what.partition(".")
         if where[2] == "prepare":
@@ -84,6 +87,25 @@ class ToyPrepare:
             crops[-1, 0, 0, 0] = 201 + _DEADLY.index(where[0])
         photo: Any = np.full((50, 500, 3), task.index % 256, np.uint8)  # stands for a Photo
         return Prepared(task, "00", photo, [], [], crops)
+
+    def hit(self, index: int) -> None:
+        assert self.counts is not None
+        with (self.counts / str(index)).open("ab") as file:
+            if file.tell() < self.hits[index]:
+                file.write(b"x")
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class ToyRefuse:
+    """Ends every photo itself."""
+
+    def setup(self) -> None:
+        pass
+
+    def __call__(self, task: Item) -> Record:
+        return Record(task.index, task.id, task.name, "failed", "changed", in_sha256="ab")
 
 
 @dataclass
@@ -135,45 +157,3 @@ class ToyFinish:
         record = Record(item.index, item.id, item.name, status, in_sha256=task.prepared.in_sha256)
         record.faces = [{"angle": np.float64(angle)} for angle in angles]
         return Finished(record, [], [(bytes(70_000), b"")])
-
-
-def pace(**changes: Any) -> Pace:
-    settings: dict[str, Any] = {"preparers": 2, "in_flight": 32, "item_seconds": 60.0}
-    settings |= {"flush_seconds": 0.01, **changes}
-    return Pace(Path("out"), Path("parts"), **settings)
-
-
-def toy_stages(prepare: ToyPrepare | None = None, **device: Any) -> Stages:
-    return Stages(prepare or ToyPrepare(), [ToyDevice(**device)], ToyFinish())
-
-
-class Run:
-    """One run of the engine, and what came of it."""
-
-    def __init__(self, stages: Stages, speed: Pace) -> None:
-        self.lines: list[str] = []
-        self.begun: list[str] = []
-        self.records: dict[str, Record] = {}
-        self.engine = Engine(stages, speed, self.lines.append)
-        self.after: Callable[[], None] = lambda: None
-
-    def done(self, done: Done) -> None:
-        record = done.record if isinstance(done, Finished) else done
-        assert record.name not in self.records, "two outcomes"
-        self.records[record.name] = record
-        self.after()
-
-    def __call__(self, items: Iterable[Item], **more: Any) -> "Run":
-        self.engine.run(together(items), self.done, on_begin=self.note, **more)
-        return self
-
-    def note(self, item: Item, alone: bool) -> None:
-        self.begun.append(item.name)
-
-    def failures(self) -> dict[str, str]:
-        return {name: r.reason for name, r in self.records.items() if r.status == "failed"}
-
-
-def together(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
-    for each in items:
-        yield each, False

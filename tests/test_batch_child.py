@@ -176,6 +176,7 @@ HANGS = """
 import ctypes, os, sys
 from pathlib import Path
 from batch_stages import *
+from batch_runs import *
 
 class Hangs(ToyPrepare):
     def __call__(self, task):

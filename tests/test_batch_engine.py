@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from batch_stages import Run, ToyDevice, ToyFinish, ToyPrepare, item, pace, toy_stages
+from batch_runs import Run, pace, toy_stages
+from batch_stages import ToyDevice, ToyFinish, ToyPrepare, ToyRefuse, item
 from fr_deploy.batch.engine import Engine
-from fr_deploy.batch.item import Item, Record
+from fr_deploy.batch.item import Item
 from fr_deploy.batch.stage import Stages
 from fr_deploy.errors import ModelError, ResourceError, UsageError
 
@@ -234,17 +235,9 @@ def test_a_slow_consumer_holds_the_source_back() -> None:
 
 
 def test_a_stage_may_end_a_photo_itself() -> None:
-    run = Run(Stages(Refuses(), [ToyDevice()], ToyFinish()), pace())(item(i) for i in range(10))
+    run = Run(Stages(ToyRefuse(), [ToyDevice()], ToyFinish()), pace())(item(i) for i in range(10))
     assert set(run.failures().values()) == {"changed"}
     assert {record.in_sha256 for record in run.records.values()} == {"ab"}
-
-
-class Refuses:
-    def setup(self) -> None:
-        pass
-
-    def __call__(self, task: Item) -> Record:
-        return Record(task.index, task.id, task.name, "failed", "changed", in_sha256="ab")
 
 
 def test_a_fast_crew_keeps_its_device_busy() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from batch_stages import Run, ToyPrepare, item, pace, toy_stages
+from batch_runs import Run, pace, toy_stages
+from batch_stages import ToyPrepare, item
 from fr_deploy.batch.stage import Role
 
 
@@ -54,7 +55,7 @@ def test_every_photo_is_restored_whoever_is_killed(role: Role, times: int, every
     assert len(run.begun) == 300, "a photo that is tried again is not begun again"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_the_guilty_are_found_among_the_killed(seed: int) -> None:
     guilty = {40: "segv.prepare", 90: "abort.finish", 140: "abort.device"}
     items = [item(i, guilty.get(i, "ok")) for i in range(180)]
@@ -71,29 +72,12 @@ def test_the_guilty_are_found_among_the_killed(seed: int) -> None:
 def test_one_photo_that_is_hit_again_and_again_is_not_given_up(tmp_path: Path) -> None:
     """Five times, while others are struck twice: once they come through, somebody else must be the killer."""
     hits = {3: 5, 8: 1, 12: 2}
-    run = Run(toy_stages(Hit(hits, str(tmp_path))), pace(preparers=1, attempts=3))
+    run = Run(toy_stages(ToyPrepare(hits=hits, counts=tmp_path)), pace(preparers=1, attempts=3))
     run(item(i) for i in range(40))
     assert not run.failures()
     assert len(run.records) == 40
     assert run.records[item(3).name].attempts == 6
     assert run.engine.stats.restarts["prepare"] == 8
-
-
-class Hit(ToyPrepare):
-    """Is killed over some photos so many times, as from outside."""
-
-    def __init__(self, hits: dict[int, int], folder: str) -> None:
-        super().__init__()
-        self.hits, self.folder = hits, folder
-
-    def __call__(self, task):  # type: ignore[no-untyped-def]
-        mark = Path(self.folder, str(task.index))
-        seen = len(mark.read_bytes()) if mark.exists() else 0
-        if seen < self.hits.get(task.index, 0):
-            with mark.open("ab") as file:
-                file.write(b"x")
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(task)
 
 
 def test_the_second_task_of_a_process_is_not_to_blame_for_the_first() -> None:
