@@ -65,12 +65,12 @@ pace_options = together(
     click.option(
         "--preparers",
         type=click.IntRange(1, 256),
-        help="Processes that read photos and find faces.  [default: by the number of cores]",
+        help="Processes that read photos and find faces.  [default: one for two cores]",
     ),
     click.option(
         "--finishers",
         type=click.IntRange(1, 256),
-        help="Processes that paste back, encode and write.  [default: by the number of cores]",
+        help="Processes that paste back, encode and write.  [default: the same, 2 at least]",
     ),
 )
 """How a run is carried out: may differ from start to start."""
