@@ -101,7 +101,8 @@ class Begun:
         """How many earlier runs were killed while this item was in flight."""
         return self._orphans.get(index, (0, 0))[0]
 
-    def __len__(self) -> int:
+    @property
+    def suspects(self) -> int:
         """How many items without outcome were orphans of earlier runs."""
         return len(self._orphans)
 

@@ -142,7 +142,7 @@ class Committer:
         ready: list[Entry] = []
         for done in group:
             ready += self._sink.add(_writable(done))
-        if self._begun and self._sink.holds:
+        if self._begun is not None and self._sink.holds:
             self._begun.returned(done.record.index for done in group)
         self._commit(ready, [part for done in group for part in done.parts])
 

@@ -41,10 +41,11 @@ def make_durably(folder: Path, on_change: Callable[[Path], object] = fsync_folde
         except FileNotFoundError:
             missing.append(here.parent)
             continue
-        except FileExistsError:
+        except (FileExistsError, NotADirectoryError):
             if not here.is_dir():
+                file = next(place for place in (here, *here.parents) if place.exists())
                 what = "a file stands where a folder is needed"
-                raise NotADirectoryError(errno.ENOTDIR, what, str(here)) from None
+                raise NotADirectoryError(errno.ENOTDIR, what, str(file)) from None
         else:
             on_change(here.parent)
         missing.pop()

@@ -128,7 +128,8 @@ class Ledger:
         """What it says; kept up to date by `append`."""
         self._file = AppendFile(path, keep=self.tally.end)
 
-    def __len__(self) -> int:
+    @property
+    def outcomes(self) -> int:
         """How many items have an outcome."""
         return len(self.tally.done)
 

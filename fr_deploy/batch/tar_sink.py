@@ -50,6 +50,7 @@ class TarSink:
         self._limits = shard_bytes, shard_items
         self._prefix = prefix
         self._next = 1 + max(used, *self._present(), -1)
+        self._part = part_folder
         self._placer = Placer(destination)
         self._records: list[Record] = []
         self._tar: tarfile.TarFile | None = None
@@ -76,7 +77,7 @@ class TarSink:
                         raise ValueError(f"its part has not {output.size} bytes")
                 except (OSError, ValueError) as error:
                     return [Entry([], [not_placed(record, output.path, error)])]
-            with disk_errors(self._part):
+            with disk_errors(self._part_folder):
                 self._append(record, files)
                 for part in done.parts:
                     os.unlink(part)
@@ -92,8 +93,7 @@ class TarSink:
         """
         if self._tar is None or self._file is None:
             return []
-        part = self._part
-        with disk_errors(part):
+        with disk_errors(self._part):
             self._tar.close()
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -105,7 +105,7 @@ class TarSink:
         records = [_inside(record, name) for record in self._records]
         self._tar = self._file = None
         self._records, self._next = [], self._next + 1
-        return [Entry([Move(str(part), name, size)], records)]
+        return [Entry([Move(str(self._part), name, size)], records)]
 
     def place(self, entry: Entry) -> list[Record]:
         """Rename a shard.
@@ -128,10 +128,6 @@ class TarSink:
     def _name(self) -> str:
         return f"{self._prefix}-{self._next:06d}.tar"
 
-    @property
-    def _part(self) -> Path:
-        return self._part_folder / f"{self._prefix}.tar.part"
-
     def _present(self) -> list[int]:
         pattern = re.compile(re.escape(self._prefix) + r"-(\d{6,})\.tar")
         try:
@@ -142,6 +138,8 @@ class TarSink:
 
     def _append(self, record: Record, files: list[BinaryIO]) -> None:
         if self._tar is None:
+            # A name of its own: the shard before may be closed and not yet placed.
+            self._part = self._part_folder / f"{self._name}.part"
             self._file = self._part.open("wb")
             self._tar = tarfile.TarFile(
                 fileobj=self._file,
