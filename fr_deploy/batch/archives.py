@@ -183,8 +183,12 @@ def _list_tar(file: OpenedFile, path: str, notes: Notes) -> Iterator[Member | No
             file.left = _MAX_TAR_HEADER
             file.seek(position)
             block = file.read(_BLOCK)
-            if not block.strip(b"\0"):
-                return  # the end: two blocks of zeros, or, from careless writers, none
+            if len(block) < _BLOCK:
+                text = "ends without the mark of its end: it may be cut; what it holds is taken"
+                notes.refuse(path, "truncated", text)
+                return
+            if block == bytes(_BLOCK):
+                return
             file.seek(position)
             info = tarfile.TarInfo.fromtarfile(tar)
             if info.isreg() and info.offset_data + info.size > total:

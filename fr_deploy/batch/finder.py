@@ -4,6 +4,7 @@ import glob
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -28,6 +29,8 @@ class Found:
     """What its output is named after, if that is not its name."""
     output: str | None = None
     """Its output as a manifest says it."""
+    where: str = ""
+    """The line of a list that names it."""
     member: str | None = None
     offset: int | None = None
     size: int | None = None
@@ -70,24 +73,28 @@ class Finder:
             folder: where relative paths begin.
         """
         for row in rows:
+            if not _can_be_named(row.path):
+                self.notes.refuse(row.where, "unsafe_name", "is no name that a file can have")
+                continue
             if is_url(row.path):
                 yield from self._url(row.path, row)
                 continue
             path = os.path.abspath(os.path.join(folder, row.path))
             if row.name is None and row.output is None:
-                yield from self.at(path, name_of_path(row.path))
+                yield from self.at(path, name_of_path(row.path), row.where)
             elif _suffix(path) in ARCHIVES_FOUND or os.path.isdir(path):
                 text = "names a folder or an archive; leave name and output out, or name one photo"
                 self.notes.refuse(row.where, "bad_row", text)
             else:
-                yield _file(path, row.name or name_of_path(row.path), row.output)
+                yield _file(path, row.name or name_of_path(row.path), row.output, row.where)
 
-    def at(self, path: str, relative: str) -> Iterator[Found]:
+    def at(self, path: str, relative: str, where: str = "") -> Iterator[Found]:
         """A file, a folder or an archive, named `relative` in the list.
 
         Args:
             path: absolute.
             relative: may be empty for a folder.
+            where: the line of a list that names it.
         """
         suffix = _suffix(path)
         if os.path.isdir(path):
@@ -95,13 +102,13 @@ class Finder:
         elif suffix in ARCHIVE_SUFFIXES:
             stem = relative[: -len(suffix)]
             for m in list_members(path, self.notes):
-                name, output = f"{relative}/{m.name}", f"{stem}/{m.name}"
-                yield Found(name, path, output, None, m.raw, m.offset, m.size, m.mtime_ns)
+                more = (m.raw, m.offset, m.size, m.mtime_ns)
+                yield Found(f"{relative}/{m.name}", path, f"{stem}/{m.name}", None, "", *more)
         elif suffix in OTHER_ARCHIVES:
             text = f"is packed as {suffix}; allowed are .tar and .zip: unpack or repack it first"
             self.notes.refuse(path, "unsupported_archive", text)
         else:
-            yield _file(path, relative, None)
+            yield _file(path, relative, None, where)
 
     def _folder(self, path: str, relative: str) -> Iterator[Found]:
         inputs = Inputs()
@@ -150,12 +157,13 @@ class Finder:
         if row is None:
             name = name.rstrip("/").rsplit("/", 1)[-1]
         row = row or Row(url, url)
-        return Found(row.name or name, url, output=row.output)
+        return Found(row.name or name, url, output=row.output, where=row.where)
 
     def _cloud(self, url: str, row: Row | None) -> Iterator[Found]:
         """A manifest's row is one object, of whatever name; a prefix stands for the photos below it."""
         if row is not None:
-            yield Found(row.name or name_of_url(url), url, output=row.output)
+            name = row.name or name_of_url(url)
+            yield Found(name, url, output=row.output, where=row.where)
             return
         empty = True
         for stored in list_objects(url):
@@ -172,16 +180,22 @@ class Finder:
             self.notes.refuse(url, "empty_folder", "holds nothing")
 
 
-def _file(path: str, name: str, output: str | None) -> Found:
+def _file(path: str, name: str, output: str | None, where: str = "") -> Found:
     """A file as it is now; what is none, or is not there, fails when it is fetched."""
-    try:
+    size = mtime_ns = None
+    with suppress(OSError):
         status = os.stat(path)
-    except OSError:
-        return Found(name, path, output=output)
-    if not stat.S_ISREG(status.st_mode):
-        return Found(name, path, output=output)
-    size, mtime_ns = status.st_size, status.st_mtime_ns
-    return Found(name, path, output=output, size=size, mtime_ns=mtime_ns)
+        if stat.S_ISREG(status.st_mode):
+            size, mtime_ns = status.st_size, status.st_mtime_ns
+    return Found(name, path, "", output, where, size=size, mtime_ns=mtime_ns)
+
+
+def _can_be_named(path: str) -> bool:
+    """Not with a NUL, nor with half a surrogate pair (from JSON)."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def _suffix(path: str | PurePath) -> str:

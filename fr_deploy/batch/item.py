@@ -22,13 +22,13 @@ class Item:
     output: str
     """Where its result goes below the destination, parts between `/`; unique in a list."""
     member: str | None = None
-    """Its name inside `place`, if that is a tar or zip file."""
+    """Its name inside `place`, as it is written there, if that is a tar or zip file."""
     offset: int | None = None
-    """Where its bytes begin inside a tar file."""
+    """Where its header begins inside a tar or zip file."""
     size: int | None = None
     """Its bytes as listed, where that is known."""
     mtime_ns: int | None = None
-    """Its time of change as listed, for files; another one later means that it was changed."""
+    """Its time of change as listed, for files and members of tar files; another one later means that it was changed."""
 
     @property
     def id(self) -> str:

@@ -109,7 +109,7 @@ def itemize(found: Found, index: int, naming: Naming, notes: Notes) -> Item | No
         else:
             output = naming.output(relative_name(found.output_from or name))
     except ImageError as error:
-        notes.refuse(found.name, error.reason, f"{error} (in {found.place})")
+        notes.refuse(found.where or found.name, error.reason, f"{error} (in {found.place})")
         return None
     more = (found.member, found.offset, found.size, found.mtime_ns)
     return Item(index, name, found.place, output, *more)

@@ -5,6 +5,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from fr_deploy.batch.compact import CompactSet
@@ -12,6 +13,7 @@ from fr_deploy.batch.finder import ARCHIVES_FOUND, Finder
 from fr_deploy.batch.item import Item, item_id
 from fr_deploy.batch.listing import itemize
 from fr_deploy.batch.names import Naming, Notes
+from fr_deploy.errors import UsageError
 from fr_deploy.inputs import Inputs, find_below
 
 
@@ -55,15 +57,22 @@ def watch_items(
         notes: takes what is refused, once for each file: also outputs that are taken (reason `collision`).
         clock: seconds.
 
-    Yields:
-        What became stable, maybe nothing.
+    Returns:
+        What became stable, maybe nothing, at each look.
+
+    Raises:
+        UsageError: `outside` is or holds the watched folder: outputs could be taken for inputs, or replace them.
     """
+    if outside is not None and folder.resolve().is_relative_to(outside.resolve()):
+        raise UsageError(
+            f"{folder} is watched and lies in the destination {outside}; name another destination"
+        )
     avoid = frozenset([outside.resolve()] if outside else [])
     watcher = _Watcher(known, Finder(avoid, allow_http=False), naming or Naming())
     if notes is not None:
         watcher.finder.notes = notes
-    while True:
-        yield watcher.look(Path(os.path.abspath(folder)), avoid, clock(), stable_seconds)
+    root = Path(os.path.abspath(folder))
+    return (watcher.look(root, avoid, clock(), stable_seconds) for _ in count())
 
 
 @dataclass
