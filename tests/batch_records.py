@@ -25,7 +25,8 @@ def item(index: int, name: str | None = None) -> Item:
 
 def record(index: int, **more: Any) -> Record:
     it = item(index)
-    return Record(index, it.id, it.name, **{"status": "no_face", **more})
+    values: dict[str, Any] = {"status": "no_face", **more}
+    return Record(index, it.id, it.name, **values)
 
 
 def content(index: int) -> bytes:

@@ -4,6 +4,7 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def parts(tmp_path: Path) -> Path:
     return folder
 
 
-def tree(tmp_path: Path, **more: bool) -> TreeSink:
+def tree(tmp_path: Path, **more: Any) -> TreeSink:
     (tmp_path / "out").mkdir(exist_ok=True)
     return TreeSink(tmp_path / "out", **more)
 
@@ -311,7 +312,7 @@ def test_the_journal_is_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert journal.left() == []
 
 
-def tar_sink(tmp_path: Path, **more: int) -> TarSink:
+def tar_sink(tmp_path: Path, **more: Any) -> TarSink:
     (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "parts").mkdir(exist_ok=True)
     return TarSink(tmp_path / "out", tmp_path / "parts", **more)

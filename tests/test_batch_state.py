@@ -147,8 +147,9 @@ def test_a_second_run_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
         assert process.stdout
         assert process.stdout.readline() == b"held\n"
         holder = holder_of(folder / "lock")
-        assert holder == Holder(process.pid, os.uname().nodename)
-        with pytest.raises(UsageError, match=f"process {process.pid} on {holder.host}"):
+        host = os.uname().nodename
+        assert holder == Holder(process.pid, host)
+        with pytest.raises(UsageError, match=f"process {process.pid} on {host}"):
             Lock(folder / "lock", wait=0.1)
         with State(folder, write=False) as reader:  # reading needs no lock
             assert reader.items == 1
