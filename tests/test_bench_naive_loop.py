@@ -112,10 +112,11 @@ def test_the_command_times_both_in_turns(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(bench_module, "serve_batch", write)
     monkeypatch.setattr(bench_module, "naive_loop", write)
     arguments = ["serve-batch", "--count", "2", "--device", "fake:1ms", "-o", str(tmp_path)]
+    arguments += ["--finishers", "3"]
     done = CliRunner().invoke(bench, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "pictures identical" in done.output
-    assert asked.count("naive") == asked.count("--ext png") == 4
+    assert asked.count("naive") == asked.count("--ext png --finishers 3") == 4
     document = json.loads(done.stdout.splitlines()[-1])
     assert [row["technique"] for row in document["rows"]] == ["serve-batch", "naive loop"]
     assert document["rows"][0]["device_busy"] == 0.5

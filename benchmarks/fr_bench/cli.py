@@ -186,7 +186,9 @@ def kernels(
     show_default=True,
     help="photos: 2 megapixels, JPEG to PNG, against a plain loop; busy: aligned faces, JPEG to JPEG, batch 16.",
 )
-@click.option("--count", default=24, show_default=True, type=click.IntRange(min=1))
+@click.option("--count", type=click.IntRange(min=1), help="Files.  [default: 24 photos, 960 faces]")
+@click.option("--preparers", type=click.IntRange(min=1), help="As of serve-batch.")
+@click.option("--finishers", type=click.IntRange(min=1), help="As of serve-batch.")
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=3))
 @click.option(
     "-o",
@@ -196,7 +198,15 @@ def kernels(
     show_default=True,
     help="Folder to append serve-batch.csv and serve-batch.jsonl in.",
 )
-def serve_batch(device: str, task: str, count: int, repeats: int, output: Path) -> None:
+def serve_batch(
+    device: str,
+    task: str,
+    count: int | None,
+    preparers: int | None,
+    finishers: int | None,
+    repeats: int,
+    output: Path,
+) -> None:
     """Time serve-batch on a fake device, in turns with a plain loop.
 
     Photos are made; each command is timed as a whole.
@@ -208,9 +218,11 @@ def serve_batch(device: str, task: str, count: int, repeats: int, output: Path) 
     from fr_bench.rows import append_json, append_rows
     from fr_bench.serve_batch import ServeBatchRow, bench_busy, bench_photos
 
-    run = bench_photos if task == "photos" else bench_busy
+    run, files = (bench_photos, 24) if task == "photos" else (bench_busy, 960)
+    asked = {"--preparers": preparers, "--finishers": finishers}
+    more = [text for name, value in asked.items() if value for text in (name, str(value))]
     with tempfile.TemporaryDirectory(prefix="fr-bench-") as folder:
-        done = run(Path(folder), device, photos=count, repeats=repeats)
+        done = run(Path(folder), device, photos=count or files, repeats=repeats, more=more)
     for row in done.rows:
         busy = "" if row.device_busy is None else f"   device busy {row.device_busy:.1%}"
         click.echo(

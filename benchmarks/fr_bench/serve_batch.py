@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,7 +61,9 @@ class Measured:
         }
 
 
-def bench_photos(folder: Path, device: str, *, photos: int, repeats: int) -> Measured:
+def bench_photos(
+    folder: Path, device: str, *, photos: int, repeats: int, more: Sequence[str] = ()
+) -> Measured:
     """Photos of 2 megapixels, JPEG to PNG, by serve-batch and by the naive loop in turns.
 
     Both are commands of their own, started anew each time.
@@ -71,6 +73,7 @@ def bench_photos(folder: Path, device: str, *, photos: int, repeats: int) -> Mea
         device: a fake one, such as `fake:6ms+1.5ms`.
         photos: how many.
         repeats: rounds that count; in one before them the pictures are compared.
+        more: options of serve-batch.
 
     Raises:
         ModelError: the two write different pixels; nothing was timed.
@@ -79,7 +82,8 @@ def bench_photos(folder: Path, device: str, *, photos: int, repeats: int) -> Mea
     machine = this_machine()
     source = folder / "photos"
     write_photos(source, photos)
-    ours = Command(folder / "ours", lambda out: serve_batch(source, out, device, "--ext", "png"))
+    png = ("--ext", "png", *more)
+    ours = Command(folder / "ours", lambda out: serve_batch(source, out, device, *png))
     naive = Command(folder / "naive", lambda out: naive_loop(source, out, device))
     ours()
     naive()
@@ -95,11 +99,13 @@ def bench_photos(folder: Path, device: str, *, photos: int, repeats: int) -> Mea
     return Measured(rows, ratio(timings[NAIVE], timings[OURS]))
 
 
-def bench_busy(folder: Path, device: str, *, photos: int, repeats: int) -> Measured:
+def bench_busy(
+    folder: Path, device: str, *, photos: int, repeats: int, more: Sequence[str] = ()
+) -> Measured:
     """Aligned faces of 512 px, JPEG to JPEG, in batches of 16: how busy the device is kept.
 
     Args:
-        folder, device, photos, repeats: as `bench_photos`.
+        folder, device, photos, repeats, more: as `bench_photos`.
 
     Raises:
         FrDeployError: the command failed.
@@ -107,8 +113,8 @@ def bench_busy(folder: Path, device: str, *, photos: int, repeats: int) -> Measu
     machine = this_machine()
     source = folder / "crops"
     write_crops(source, photos)
-    more = ("--aligned", "--ext", "jpg", "--batch", str(BATCH))
-    ours = Command(folder / "ours", lambda out: serve_batch(source, out, device, *more))
+    jpg = ("--aligned", "--ext", "jpg", "--batch", str(BATCH), *more)
+    ours = Command(folder / "ours", lambda out: serve_batch(source, out, device, *jpg))
     busy: list[float] = []
     timings = interleave(
         {OURS: lambda: busy.append(ours()["busy"]["restore"])}, repeats=repeats, warmups=0
