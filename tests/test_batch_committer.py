@@ -105,7 +105,7 @@ def test_a_group_waits_for_others_while_busy(tmp_path: Path) -> None:
     assert [len(g) for g in run.groups] in ([1, 8], [1, 7, 1])
 
 
-@pytest.mark.parametrize("short", [0, 10])
+@pytest.mark.parametrize("short", [0, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_full_disk_reaches_the_parent_at_any_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: int
 ) -> None:
@@ -307,7 +307,7 @@ def test_a_run_killed_20_times_loses_and_doubles_nothing(
     sink = {"kind": "tree"} if kind == "tree" else {"kind": "tar", "items": 40}
     begin(tmp_path, count, sink=sink).close()
     begun: Counter[int] = Counter()
-    kills, held = 0, 128 + 8 + (40 if kind == "tar" else 0)
+    kills, held = 0, 32 + 2 * 8 + (40 if kind == "tar" else 0)
     while True:
         process = start(RUN, tmp_path, count, kind)
         assert process.stdout

@@ -21,7 +21,8 @@ GROUP = 64
 """Records of one commit, at most."""
 GATHER_SECONDS = 0.05
 """How long the first record of a group waits for others, while commits follow each other."""
-QUEUE = 128
+WAITING = 32
+"""Items that wait for a commit, at most: a kill makes them run again, and fewer would hold up the engine."""
 
 
 class Committer:
@@ -40,6 +41,7 @@ class Committer:
         begun: Begun | None = None,
         group: int = GROUP,
         gather_seconds: float = GATHER_SECONDS,
+        waiting: int = WAITING,
     ) -> None:
         """Start the thread.
 
@@ -51,12 +53,13 @@ class Committer:
             begun: told which items are no longer in flight while a sink holds their outcomes.
             group: outcomes of one commit, at most.
             gather_seconds: how long a group's first outcome waits for others, unless there was no commit as long.
+            waiting: items that wait for a commit, at most; `put` waits then.
         """
         self.error: BaseException | None = None
         self._ledger, self._sink, self._journal = ledger, sink, journal
         self._on_committed, self._begun = on_committed, begun
         self._group, self._gather_seconds = group, gather_seconds
-        self._queue: queue.Queue[Finished | threading.Event] = queue.Queue(QUEUE)
+        self._queue: queue.Queue[Finished | threading.Event] = queue.Queue(waiting)
         self._closing = threading.Event()
         self._host = socket.gethostname()
         self._last = 0.0
@@ -64,7 +67,7 @@ class Committer:
         self._thread.start()
 
     def put(self, done: Finished | Record) -> None:
-        """Hand over an item that is finished, or failed; waits while 128 are waiting.
+        """Hand over an item that is finished, or failed; waits while 32 are waiting.
 
         Raises:
             ResourceError: the disk is full, or cannot be written. Other errors of the thread, likewise.
