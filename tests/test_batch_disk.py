@@ -19,8 +19,8 @@ from batch_cli import (
 
 SIZE = 64 * 2**20
 ITEMS = 60
-RESERVE = [0, 1, 16, 40, 400, 1_000]
-"""Free KiB when the run starts: full at once, in the list, the ledger, after a few outputs, after many."""
+RESERVE = [0, 16, 100, 400, 1_000]
+"""Free KiB when the run starts: full at once, in the list or the ledger, after a few outputs, after many."""
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_full_at_several_moments(tmp_path, small_disk, record_property):
         done = restore_aligned(source, out)
         assert done.returncode == 0, done.stderr
         assert results(out) == results(tmp_path / "whole")
-        assert batch("verify", out).returncode == 0
+        assert len(check_standing(out)) == ITEMS
         subprocess.run(["rm", "-rf", str(out)], check=True)
     record_property("figure", f"disk full with {RESERVE} KiB left: {stood} of {ITEMS} items stood")
     assert stood[0] == 0

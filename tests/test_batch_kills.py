@@ -71,11 +71,11 @@ def test_fifty_kills_of_the_group(fast, record_property):
 
 
 def test_a_run_killed_twice_ends_as_one_that_was_not(fast):
-    source, out, whole = make_photos(fast / "in", 40), fast / "out", fast / "whole"
+    source, out, whole = make_photos(fast / "in", 24), fast / "out", fast / "whole"
     for _ in range(2):
         one_start(source, out, random.Random(2))
         check_standing(out)
     assert batch("resume", out, "--device", FAKE, "--progress", "none").returncode == 0
     assert restore_aligned(source, whole).returncode == 0
-    assert len(check_standing(out)) == 40
+    assert len(check_standing(out)) == 24
     assert results(out) == results(whole)

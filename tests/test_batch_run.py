@@ -1,6 +1,7 @@
 """A run put together: processes by the machine, bounded memory, the real model, reports of real photos."""
 
 import os
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from batch_cli import (
 from fr_deploy.batch.ask import Ask, anchored, read_ask, write_ask
 from fr_deploy.batch.compact import CompactSet
 from fr_deploy.batch.modelfiles import model_digests
+from fr_deploy.batch.opening import shell_word
 from fr_deploy.batch.run import pace_of
 from fr_deploy.errors import ModelError, UsageError
 
@@ -95,6 +97,13 @@ def test_a_compact_set_forgets_nothing():
     assert not any(f"other {index}" in many for index in range(1000))
     many.add("caf\udce9")
     assert "caf\udce9" in many
+
+
+def test_words_for_a_shell_are_read_back_by_it():
+    for text in ("plain", "with space", "it's", "caf\udce9 \\ 'x' \n", "\u202e-x", "$HOME"):
+        script = f"printf %s {shell_word(text)}"
+        done = subprocess.run(["bash", "-c", os.fsencode(script)], capture_output=True, check=True)
+        assert os.fsdecode(done.stdout) == text
 
 
 def resident(group: int) -> dict[str, int]:

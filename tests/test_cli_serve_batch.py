@@ -122,17 +122,17 @@ def test_a_dry_run_writes_nothing(fast):
 def test_resume_refuses_what_would_make_other_bytes(fast):
     source, out = make_photos(fast / "in", 3), fast / "out"
     assert restore_aligned(source, out).returncode == 0
+
+    def refused(*arguments: object) -> str:
+        done = CliRunner().invoke(main, ["serve-batch", *map(str, arguments)])
+        assert done.exit_code == 5, done.stderr
+        return done.stderr
+
+    same = (source, out, "--aligned", "--device", FAKE)
     for more in (["--quality", "80"], ["--ext", "jpg"], ["--sidecar"], ["--sink", "tar"]):
-        done = restore_aligned(source, out, *more)
-        assert done.returncode == 5, more
-        assert "--force-mixed" in done.stderr
-    other = make_photos(fast / "other", 1)
-    done = restore_aligned(other, out)
-    assert done.returncode == 5
-    assert "its list is frozen" in done.stderr
-    done = batch("resume", out, "--device", "cpu", "--progress", "none")
-    assert done.returncode == 5
-    assert "model" in done.stderr
+        assert "--force-mixed" in refused(*same, *more)
+    assert "its list is frozen" in refused(make_photos(fast / "other", 1), *same[1:])
+    assert "model" in refused("resume", out, "--device", "cpu")
     done = restore_aligned(source, out, "--quality", "80", "--force-mixed")
     assert done.returncode == 0
     run = json.loads((state_of(out) / "run.json").read_text())
@@ -230,9 +230,19 @@ def test_watching_takes_new_photos_until_it_is_ended(fast):
 
 def test_watching_looks_into_folders_alone(tmp_path):
     (tmp_path / "a.png").write_bytes(small_photo(0))
-    assert "looks into folders" in usage(
-        str(tmp_path / "a.png"), str(tmp_path / "out"), "--device", FAKE, "--watch"
-    )
+    given = [str(tmp_path / "out"), "--device", FAKE, "--watch"]
+    assert "looks into folders" in usage(str(tmp_path / "a.png"), *given)
+    more = ["--shard", "0/2", "--sink", "tar"]
+    assert "use --sink tree" in usage(str(tmp_path), *given, *more)
+
+
+def test_a_destination_whose_name_is_no_text(fast):
+    source, out = make_photos(fast / "in", 2), fast / "caf\udce9\n"
+    done = restore_aligned(source, out, "--report", out / "report.html")
+    assert done.returncode == 0, done.stderr
+    assert "caf\\udce9\\n" in done.stdout
+    (out / "000" / "photo 00001.png").unlink()
+    assert "$'" in batch("verify", out).stdout
 
 
 def test_shards_are_merged_and_reported(fast):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from fr_deploy.batch.ask import Ask, check_sources, read_ask, write_ask
 from fr_deploy.batch.collisions import check_collisions
@@ -171,11 +172,20 @@ def _tree(start: Start) -> Path | None:
 
 def resume_command(start: Start) -> str:
     """The command that goes on with a run, as a shell takes it."""
-    from shlex import quote
-
-    words = ["fr-deploy", "serve-batch", "resume", quote(os.fspath(start.destination))]
+    words = ["fr-deploy", "serve-batch", "resume", shell_word(os.fspath(start.destination))]
     if start.folder != state_folder(start.destination, start.shard):
-        words += ["--state", quote(os.fspath(start.folder))]
+        words += ["--state", shell_word(os.fspath(start.folder))]
     elif start.shard:
         words += ["--shard", "{}/{}".format(*start.shard)]
     return " ".join(words)
+
+
+def shell_word(text: str) -> str:
+    """A word as bash takes it; bytes that are no text become escapes."""
+    if text.isprintable():
+        return quote(text)
+    escaped = "".join(
+        chr(byte) if 32 < byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}"
+        for byte in os.fsencode(text)
+    )
+    return f"$'{escaped}'"

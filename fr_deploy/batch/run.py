@@ -28,7 +28,7 @@ from fr_deploy.batch.state import State
 from fr_deploy.batch.summary import Load, Tally
 from fr_deploy.batch.watcher import Watcher, growing_items, watched_folders
 from fr_deploy.batch.work import Finished
-from fr_deploy.errors import ImageError
+from fr_deploy.errors import ImageError, UsageError
 from fr_deploy.inputs import Refusal
 
 BATCH = 16
@@ -110,12 +110,14 @@ def check_start(start: Start) -> None:
     """See, before anything is written, that what was asked for can be.
 
     Raises:
-        UsageError: a device that there cannot be, or a source that cannot be watched.
+        UsageError: a device that there cannot be, or what cannot be watched.
     """
     pace = pace_of(start.ask, start.destination, start.folder)
     stages_of(start.ask, start.plan, pace)
     if start.ask.watch:
         watched_folders(start.ask.sources)
+        if start.shard and start.ask.sink == "tar":
+            raise UsageError("shards that --watch have no tar files of their own; use --sink tree")
 
 
 def run_batch(start: Start, *, progress: Mode, stream: TextIO) -> Ending:

@@ -13,6 +13,7 @@ from fr_deploy.cli.serve_batch_options import (
     state_options,
     write_run_options,
 )
+from fr_deploy.display import printable
 
 if TYPE_CHECKING:
     from fr_deploy.batch.ask import Ask
@@ -83,7 +84,8 @@ def run(**given: Any) -> None:
 
         check_start(start)
         count = check_only(start, lambda text: click.echo(text, err=True))
-        click.echo(f"{count} photos would be restored into {destination}; nothing was written")
+        place = printable(str(destination))
+        click.echo(f"{count} photos would be restored into {place}; nothing was written")
         return
     _work(start, given)
 
@@ -175,7 +177,7 @@ def report(destination: Path, out: Path, **given: Any) -> None:
 
     with _state(destination, given) as state:
         write_report_of(state, out)
-    click.echo(f"report: {out}")
+    click.echo(f"report: {printable(str(out))}")
 
 
 def _ask(sources: list[str], given: dict[str, Any]) -> "Ask":

@@ -11,7 +11,7 @@ import click
 from fr_deploy import __version__
 from fr_deploy.batch.check import Report
 from fr_deploy.batch.ledger import read_outcomes
-from fr_deploy.batch.opening import Start, resume_command
+from fr_deploy.batch.opening import Start, resume_command, shell_word
 from fr_deploy.batch.progress import span
 from fr_deploy.batch.report import write_batch_report
 from fr_deploy.batch.run import Ending
@@ -122,11 +122,12 @@ def verify_lines(found: Report, queued: int | None, destination: Path) -> Iterat
     if found.ok:
         yield "all is as the ledger says"
         return
+    place = shell_word(str(destination))
     yield "; ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in found.counts.items())
     if queued is None:
-        yield f"make them again with: fr-deploy serve-batch verify {destination} --repair"
+        yield f"make them again with: fr-deploy serve-batch verify {place} --repair"
     else:
-        yield f"{queued} will be made again by: fr-deploy serve-batch resume {destination}"
+        yield f"{queued} will be made again by: fr-deploy serve-batch resume {place}"
 
 
 def verify_json(found: Report, queued: int | None) -> str:
