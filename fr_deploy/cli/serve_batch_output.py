@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fr_deploy import __version__
+from fr_deploy.batch.ask import read_ask
 from fr_deploy.batch.check import Report
 from fr_deploy.batch.ledger import read_outcomes
 from fr_deploy.batch.opening import Start, resume_command, shell_word
@@ -69,10 +70,14 @@ def write_report_of(state: State, path: Path) -> None:
     Raises:
         ImageError: reason `unwritable`.
         ResourceError: the disk is full.
+        ModelError: the state is damaged.
     """
-    run = state.begun
+    run, ask = state.begun, read_ask(state.folder)
     options = run.plan["options"] | {"quality": run.plan["quality"]}
+    model = " + ".join([ask.engines or ask.model, *ask.loras])
     facts = {
+        "Model": "none" if ask.fake else model,
+        "Devices": ", ".join(ask.devices),
         "Sources": " ".join(run.sources),
         "Results": str(state.destination),
         "Settings": ", ".join(f"{key} {_plain(value)}" for key, value in options.items()),
