@@ -78,18 +78,6 @@ def test_results_inside_the_sources_are_left_out(
     assert named(["**/*.jpg"], outside=tmp_path / "out") == ["a.jpg", "state/c.jpg"]
 
 
-def test_shards_share_the_list(tmp_path: Path) -> None:
-    root = touch(tmp_path / "in", *(f"{n % 7}/{n}.jpg" for n in range(200)))
-    whole = list(list_items([str(root)]))
-    shards = [list(list_items([str(root)], shard=(i, 3))) for i in (1, 2, 3)]
-    assert sorted((item for shard in shards for item in shard), key=lambda i: i.index) == whole
-    assert all(40 < len(shard) < 95 for shard in shards)
-    assert all(int(item.id, 16) % 3 == 1 for item in shards[1])
-    for shard in ((0, 3), (4, 3), (1, 0)):
-        with pytest.raises(UsageError, match="1/N to N/N"):
-            list_items([str(root)], shard=shard)
-
-
 def clash(items: list[Item], destination: Path | None, text: str) -> None:
     with pytest.raises(UsageError, match=text):
         check_collisions(lambda: iter(items), destination)

@@ -42,7 +42,7 @@ def ask(**more) -> Ask:
 def test_processes_are_those_of_the_machine_unless_said(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     pace = pace_of(ask(), tmp_path, tmp_path)
-    assert (pace.preparers, pace.finishers, pace.batch) == (8, 8, 16)
+    assert (pace.preparers, pace.finishers, pace.batch) == (16, 8, 16)
     assert pace.in_flight >= 2 * pace.batch
     pace = pace_of(ask(preparers=3, finishers=2, batch=4, devices=("a", "b")), tmp_path, tmp_path)
     assert (pace.preparers, pace.finishers, pace.batch, pace.in_flight) == (3, 2, 4, 26)
@@ -67,8 +67,14 @@ def digests(**more) -> dict:
     return model_digests(ask(**more).model_options())
 
 
-def test_a_model_is_known_by_its_files(tmp_path):
+def test_a_model_is_known_by_its_files(tmp_path, monkeypatch):
     first = digests()
+    with monkeypatch.context() as patch:
+        patch.setattr("fr_deploy.batch.modelfiles._VERSION", {"fr_deploy": "0.0.9"})
+        assert first != digests()
+        fakes = {"devices": ("fake:1ms+1ms",)}
+        older = digests(**fakes)
+    assert digests(**fakes) != older
     assert first == digests(devices=("cuda:3",))
     assert first != digests(dtype="fp16")
     folder = tmp_path / "bundle"

@@ -1,11 +1,15 @@
 """`fr-deploy serve-batch` from the outside: options, exit codes, signals, watching, resuming."""
 
+import functools
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner
@@ -48,6 +52,24 @@ def test_the_parent_imports_nothing_heavy():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_addresses_are_fetched_when_allowed(fast):
+    source = make_photos(fast / "in", 2)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(source))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        name = "000/photo 00001.png"
+        url = f"http://127.0.0.1:{server.server_port}/{quote(name)}"
+        assert restore_aligned(url, fast / "no").returncode == 4
+        private = restore_aligned(url, fast / "private", "--allow-http")
+        assert private.returncode == 4, private.stderr
+        assert [record.reason for record in records(fast / "private")] == ["private_address"]
+        done = restore_aligned(url, fast / "out", "--allow-http", "--allow-private")
+        assert done.returncode == 0, done.stderr
+        server.shutdown()
+    assert restore_aligned(source, fast / "same").returncode == 0
+    assert list(results(fast / "out").values()) == [results(fast / "same")[name]]
 
 
 def test_what_is_no_subcommand_is_a_source(fast):

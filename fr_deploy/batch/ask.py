@@ -39,6 +39,7 @@ class Ask:
     sidecar: bool = False
     watch: bool = False
     allow_http: bool = False
+    allow_private: bool = False
     overwrite: bool = False
     pictures: bool = False
     """Keep small pictures and measure identities, for a report."""

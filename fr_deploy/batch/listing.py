@@ -10,7 +10,7 @@ from fr_deploy.batch.finder import Finder, Found
 from fr_deploy.batch.item import Item
 from fr_deploy.batch.manifests import StandardInput
 from fr_deploy.batch.names import Naming, Notes, relative_name
-from fr_deploy.errors import ImageError, UsageError
+from fr_deploy.errors import ImageError
 
 
 class Listing:
@@ -25,14 +25,12 @@ class Listing:
         finder: Finder,
         *,
         naming: Naming,
-        shard: tuple[int, int] | None,
         stdin: BinaryIO | None,
     ) -> None:
         self.notes = Notes()
         self._names = list(dict.fromkeys(names))
         self._finder = finder
         self._naming = naming
-        self._shard = shard
         self._stdin = StandardInput(stdin or sys.stdin.buffer) if "-" in names else None
 
     def __iter__(self) -> Iterator[Item]:
@@ -48,8 +46,7 @@ class Listing:
             item = itemize(found, index, self._naming, self.notes)
             if item is not None:
                 index += 1
-                if in_shard(item, self._shard):
-                    yield item
+                yield item
 
     def _found(self) -> Iterator[Found]:
         for name in self._names:
@@ -68,7 +65,6 @@ def list_items(
     suffix: str = "",
     spare: int = 0,
     allow_http: bool = False,
-    shard: tuple[int, int] | None = None,
     stdin: BinaryIO | None = None,
 ) -> Listing:
     """List the photos that `names` stand for.
@@ -81,23 +77,15 @@ def list_items(
         suffix: put behind the stem of outputs.
         spare: bytes that names of outputs must leave free of their 255.
         allow_http: http(s) URLs are refused without it.
-        shard: (i, N) keeps the items of the i-th of N parts, i from 1; they keep their index in the whole list.
         stdin: read for `-`; by default `sys.stdin`.
 
     Raises:
-        UsageError: no such shard, an `ext` that cannot be written, a `suffix` that is no part of a file name.
+        UsageError: an `ext` that cannot be written, a `suffix` that is no part of a file name.
     """
-    if shard is not None and not 1 <= shard[0] <= shard[1]:
-        raise UsageError(f"--shard is {shard[0]}/{shard[1]}; allowed are 1/N to N/N")
     folders = [outside] if isinstance(outside, Path) else list(outside or ())
     finder = Finder(frozenset(folder.resolve() for folder in folders), allow_http)
     naming = Naming(ext, suffix, spare)
-    return Listing(names, finder, naming=naming, shard=shard, stdin=stdin)
-
-
-def in_shard(item: Item, shard: tuple[int, int] | None) -> bool:
-    """Whether an item is of the i-th of N parts, i from 1."""
-    return shard is None or int(item.id, 16) % shard[1] == shard[0] - 1
+    return Listing(names, finder, naming=naming, stdin=stdin)
 
 
 def itemize(found: Found, index: int, naming: Naming, notes: Notes) -> Item | None:

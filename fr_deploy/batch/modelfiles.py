@@ -5,17 +5,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fr_deploy import __version__
 from fr_deploy.bundle_place import bundle_folder
 from fr_deploy.errors import ModelError
 
 FAKE = "fake:"
 """Of devices that stand in for a model."""
 _MANIFEST = "manifest.json"
+_VERSION = {"fr_deploy": __version__}  # another one may find, cut out or encode otherwise
 _COUNTED = {".json", ".safetensors"}
 
 
 def model_digests(how: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides what a model answers, as JSON values.
+    """What decides what a model and the code around it answer, as JSON values.
 
     Args:
         how: the options `model`, `loras`, `engines`, `devices`, `dtype`, `backend` and `attention`. The devices
@@ -26,8 +28,8 @@ def model_digests(how: Mapping[str, Any]) -> dict[str, Any]:
         ResourceError: a bundle that the hub did not give.
     """
     if any(device.startswith(FAKE) for device in how["devices"]):
-        return {"fake": True}
-    asked = {name: how[name] for name in ("dtype", "backend", "attention")}
+        return {"fake": True, **_VERSION}
+    asked = _VERSION | {name: how[name] for name in ("dtype", "backend", "attention")}
     if how["engines"] is not None:
         manifest = Path(how["engines"]) / _MANIFEST
         if not manifest.is_file():

@@ -184,7 +184,15 @@ def _ask(sources: list[str], given: dict[str, Any]) -> "Ask":
     from fr_deploy.batch.ask import Ask, anchored
 
     same = ("model", "allow_unverified", "dtype", "backend", "attention", "batch", "sink")
-    more = ("preparers", "finishers", "sidecar", "watch", "allow_http", "overwrite")
+    more = (
+        "preparers",
+        "finishers",
+        "sidecar",
+        "watch",
+        "allow_http",
+        "allow_private",
+        "overwrite",
+    )
     return anchored(
         Ask(
             sources=tuple(sources),

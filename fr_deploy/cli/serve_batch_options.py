@@ -113,6 +113,11 @@ _batch_options = together(
     ),
     click.option("--allow-http", is_flag=True, help="Fetch http and https addresses of a list."),
     click.option(
+        "--allow-private",
+        is_flag=True,
+        help="With --allow-http: also from this machine and its private networks.",
+    ),
+    click.option(
         "--overwrite", is_flag=True, help="Replace files that lie in DST and are not of this run."
     ),
     click.option("--dry-run", is_flag=True, help="List and check, then stop."),
