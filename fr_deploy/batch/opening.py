@@ -14,6 +14,7 @@ from fr_deploy.batch.itemlist import read_items
 from fr_deploy.batch.listing import Listing, list_items
 from fr_deploy.batch.modelfiles import model_digests
 from fr_deploy.batch.plan import Plan
+from fr_deploy.batch.ray_choice import RayChoice
 from fr_deploy.batch.sidecar import SUFFIX
 from fr_deploy.batch.state import State
 from fr_deploy.display import printable
@@ -38,6 +39,8 @@ class Start:
     shard: tuple[int, int] | None = None
     """(i, n), i from 0."""
     force_mixed: bool = False
+    ray: RayChoice | None = None
+    """None: by processes of this machine."""
 
 
 def folder_of(destination: Path, state: Path | None, shard: tuple[int, int] | None) -> Path:
@@ -177,6 +180,8 @@ def resume_command(start: Start) -> str:
         words += ["--state", shell_word(os.fspath(start.folder))]
     elif start.shard:
         words += ["--shard", "{}/{}".format(*start.shard)]
+    if start.ray:
+        words += ["--ray", quote(start.ray.address)] + ["--insecure-ray"] * start.ray.insecure
     return " ".join(words)
 
 

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -21,6 +22,8 @@ from fr_deploy.batch.pictures import Pictures
 from fr_deploy.batch.plan import Pace, Plan
 from fr_deploy.batch.prepare import PrepareStage
 from fr_deploy.batch.progress import Mode, Progress
+from fr_deploy.batch.ray_choice import check_ray
+from fr_deploy.batch.ray_engine import Fleet, RayEngine
 from fr_deploy.batch.sidecar import SidecarStage
 from fr_deploy.batch.signals import Interrupts
 from fr_deploy.batch.stage import Stage, Stages
@@ -121,6 +124,8 @@ def check_start(start: Start) -> None:
     """
     pace = pace_of(start.ask, start.destination, start.folder)
     stages_of(start.ask, start.plan, pace)
+    if start.ray:
+        check_ray(start.ray, start.ask)
     if start.ask.watch:
         watched_folders(start.ask.sources)
         if start.shard and start.ask.sink == "tar":
@@ -139,11 +144,14 @@ def run_batch(start: Start, *, progress: Mode, stream: TextIO) -> Ending:
         FrDeployError: as `open_run` and `Engine.run`; the run can be resumed.
     """
     check_start(start)
-    with open_run(start, lambda text: print(text, file=stream, flush=True)) as state:
+    with (
+        _fleet(start) as fleet,
+        open_run(start, lambda text: print(text, file=stream, flush=True)) as state,
+    ):
         books = open_books(state)
         orderly = False  # a photo that ends this very process is known by its beginnings
         try:
-            ending = _Shift(start, state, books, stream).work(progress)
+            ending = _Shift(start, state, books, stream, fleet).work(progress)
             orderly = True
         except FrDeployError:
             orderly = True
@@ -153,14 +161,28 @@ def run_batch(start: Start, *, progress: Mode, stream: TextIO) -> Ending:
         return ending
 
 
+def _fleet(start: Start) -> AbstractContextManager[Fleet | None]:
+    """The connection to Ray, if it carries the run out."""
+    if start.ray is None:
+        return nullcontext()
+    from fr_deploy.batch.ray_cluster import ray_fleet
+
+    return ray_fleet(start.ray, start.ask.devices[0])
+
+
 class _Shift:
     """One start of a run, at work."""
 
-    def __init__(self, start: Start, state: State, books: Books, stream: TextIO) -> None:
+    def __init__(
+        self, start: Start, state: State, books: Books, stream: TextIO, fleet: Fleet | None = None
+    ) -> None:
         self._start, self._state, self._books, self._stream = start, state, books, stream
         ask = start.ask
         pace = pace_of(ask, state.destination, books.part_folder)
-        self._engine = Engine(stages_of(ask, start.plan, pace), pace, self._tell)
+        if start.ray and fleet:
+            self._engine = RayEngine(fleet, start, pace, start.ray.watchdog_seconds, self._tell)
+        else:
+            self._engine = Engine(stages_of(ask, start.plan, pace), pace, self._tell)
         self._live = Live(books.ledger, self._engine.stats, self._total, pace.batch)
         self._pictures = Pictures(state.pictures_path) if ask.pictures else None
         self._interrupts = Interrupts(self._tell_now)

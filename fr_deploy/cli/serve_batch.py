@@ -18,6 +18,7 @@ from fr_deploy.display import printable
 if TYPE_CHECKING:
     from fr_deploy.batch.ask import Ask
     from fr_deploy.batch.opening import Start
+    from fr_deploy.batch.ray_choice import RayChoice
     from fr_deploy.batch.state import State
 
 _SHORT = "Restore photos by the million; resumable, each with one outcome."
@@ -57,6 +58,7 @@ def serve_batch() -> None:
       fr-deploy serve-batch archive/ restored/ --ext jpg --report restored.html
       fr-deploy serve-batch archive/ restored/ --devices cuda:0,cuda:1
       fr-deploy serve-batch incoming/ restored/ --watch
+      fr-deploy serve-batch /nfs/archive /nfs/restored --ray head:6379
       fr-deploy serve-batch resume restored/
 
     The first Ctrl-C (or SIGTERM) finishes what is in flight, the second stops at once; the exit code is then 130
@@ -215,9 +217,18 @@ def _devices(given: dict[str, Any]) -> tuple[str, ...]:
 def _start(destination: Path, ask: "Ask", plan: Any, given: dict[str, Any]) -> "Start":
     from fr_deploy.batch.opening import Start
 
-    return Start(
-        ask, plan, destination, _folder(destination, given), given["shard"], given["force_mixed"]
-    )
+    folder = _folder(destination, given)
+    return Start(ask, plan, destination, folder, given["shard"], given["force_mixed"], _ray(given))
+
+
+def _ray(given: dict[str, Any]) -> "RayChoice | None":
+    from fr_deploy.batch.ray_choice import RayChoice, parse_address
+
+    if given["ray"] is None:
+        if given["insecure_ray"]:
+            raise click.UsageError("--insecure-ray is for --ray ADDRESS; add that")
+        return None
+    return RayChoice(parse_address(given["ray"]), given["insecure_ray"], given["ray_watchdog"])
 
 
 def _folder(destination: Path, given: dict[str, Any]) -> Path:

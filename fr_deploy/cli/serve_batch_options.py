@@ -72,6 +72,24 @@ pace_options = together(
         type=click.IntRange(1, 256),
         help="Processes that paste back, encode and write.  [default: the same, 2 at least]",
     ),
+    click.option(
+        "--ray",
+        is_flag=False,
+        flag_value="local",
+        metavar="[ADDRESS]",
+        help="Let Ray carry it out: HOST:PORT of a cluster's head, auto, or local.  [bare: local]",
+    ),
+    click.option(
+        "--insecure-ray", is_flag=True, help="Connect to a cluster that asks for no token."
+    ),
+    click.option(
+        "--ray-watchdog",
+        type=click.FloatRange(1),
+        default=900.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Replace actors that bring no record so long; the second time in a row, end.",
+    ),
 )
 """How a run is carried out: may differ from start to start."""
 
