@@ -10,11 +10,9 @@ restoration (LAFR, section 3.3) and lie in `static/`.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fr_deploy import __version__
-from fr_deploy.errors import ModelError, ResourceError, UsageError
+from fr_deploy.bundle_place import EMBEDDED as EMBEDDED
+from fr_deploy.bundle_place import INDEX, bundle_folder
+from fr_deploy.errors import ModelError, UsageError
 from fr_deploy.models.fuse import Fused, fuse
 from fr_deploy.models.lora import LoraFile
 from fr_deploy.models.presets import Preset
@@ -33,8 +33,6 @@ from fr_deploy.models.restorer import RestorationGraph
 if TYPE_CHECKING:  # diffusers takes seconds to import, and restoring does not need it
     from fr_deploy.models.lafr import LafrModel
 
-INDEX = "model_index.json"
-EMBEDDED = ("lafr-mini",)
 _DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -192,37 +190,6 @@ def load_bundle(source: str | Path | Bundle, *, allow_untrained: bool = False) -
         model.prompt.copy_(tensors["prompt"])
     model.vae.register_to_config(scaling_factor=bundle.scaling)
     return model.eval().requires_grad_(False)
-
-
-def bundle_folder(name: str | Path) -> Path:
-    """Where a bundle lies: an embedded name, a local folder, or a hub id (downloaded on first use).
-
-    Raises:
-        ModelError: there is no such folder and it cannot be a hub id.
-        ResourceError: the hub could not be reached, or offline mode is on and nothing is cached.
-    """
-    if str(name) in EMBEDDED and not Path(name).exists():
-        return Path(str(files("fr_deploy") / "weights" / str(name)))
-    if Path(name).is_dir():
-        return Path(name)
-    if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
-        known = ", ".join(EMBEDDED)
-        raise ModelError(f"no bundle {str(name)!r}: not a folder, a hub id, or one of: {known}")
-    return _from_hub(str(name))
-
-
-def _from_hub(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = [INDEX, "*/*.json", "*/*.safetensors", "README.md"]
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    try:
-        return Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=offline))
-    except Exception as error:  # the hub client raises a dozen unrelated types
-        where = "the local hub cache (HF_HUB_OFFLINE is set)" if offline else "the hub"
-        raise ResourceError(
-            f"{repo}: not a folder here, and not found in {where}: {error}"
-        ) from error
 
 
 def _config(module: Any) -> dict[str, Any]:

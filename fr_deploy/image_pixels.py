@@ -1,6 +1,7 @@
 """From any pixel layout Pillow decodes to 8-bit sRGB and an alpha plane."""
 
 import io
+import struct
 from functools import cache
 
 import numpy as np
@@ -36,6 +37,19 @@ def to_rgb(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | N
     return np.array(colour), None if alpha is None else np.array(alpha), warnings
 
 
+def srgb_of(pixels: NDArray[np.uint8], icc: bytes | None, warnings: list[str]) -> NDArray[np.uint8]:
+    """RGB pixels, uint8 [H, W, 3], in sRGB by `to_rgb`'s rules: the same array if its profile asks for nothing.
+
+    Args:
+        pixels: RGB.
+        icc: the file's profile, if it has one.
+        warnings: codes are added to it.
+    """
+    if not icc or (profile := _usable_profile(icc, "RGB", warnings)) is None:
+        return pixels
+    return np.array(_converted(Image.fromarray(pixels), profile, warnings))
+
+
 def is_deep(image: Image.Image) -> bool:
     """Whether a file holds 16-bit samples. Ask before its pixels are loaded: loading forgets it."""
     raw = " ".join(str(tile.args) for tile in getattr(image, "tile", []))
@@ -45,7 +59,9 @@ def is_deep(image: Image.Image) -> bool:
 @cache
 def srgb_profile() -> bytes:
     """The ICC profile written into files, so that every viewer knows the pixels are sRGB."""
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # Bytes 24 to 35 say when it was made, to the second: two processes would write two different files of one photo.
+    return data[:24] + struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + data[36:]
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -86,18 +102,25 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 def _to_srgb(image: Image.Image, icc: bytes | None, warnings: list[str]) -> Image.Image:
     if icc and (profile := _usable_profile(icc, image.mode, warnings)):
-        try:
-            converted = ImageCms.profileToProfile(
-                image, profile, ImageCms.createProfile("sRGB"), _INTENT, "RGB", flags=_FLAGS
-            )
-        except ImageCms.PyCMSError:
-            warnings.append("icc_unusable")
-        else:
-            assert converted is not None  # only an in-place conversion returns nothing
-            return converted
+        image = _converted(image, profile, warnings)
     if image.mode == "CMYK":
         warnings.append("cmyk_without_profile")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _converted(
+    image: Image.Image, profile: ImageCms.ImageCmsProfile, warnings: list[str]
+) -> Image.Image:
+    """The image in sRGB, or as it was where the profile turns out not to work."""
+    try:
+        converted = ImageCms.profileToProfile(
+            image, profile, ImageCms.createProfile("sRGB"), _INTENT, "RGB", flags=_FLAGS
+        )
+    except ImageCms.PyCMSError:
+        warnings.append("icc_unusable")
+        return image
+    assert converted is not None  # only an in-place conversion returns nothing
+    return converted
 
 
 def _usable_profile(icc: bytes, mode: str, warnings: list[str]) -> ImageCms.ImageCmsProfile | None:

@@ -4,11 +4,12 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from fr_deploy.errors import UsageError
-from fr_deploy.images import SUFFIXES
+from fr_deploy.photo import SUFFIXES
 
 # Names that promise a photo but that results cannot have. Met in a folder they are tried, and named
 # as failures if they cannot be read, not passed over in silence.
@@ -33,6 +34,12 @@ _OTHER_PHOTOS = frozenset(
         ".orf",
     ]
 )
+
+
+PHOTO_SUFFIXES = SUFFIXES.keys() | _OTHER_PHOTOS
+"""What a photo in a folder is known by."""
+MAX_DEPTH = 64
+"""Folders below the one named, at most; a tree that goes on is nobody's photos."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,12 @@ def collect_inputs(names: Sequence[str], *, outside: Path | None = None) -> Inpu
         outside: a folder to stay out of: the results of an earlier run.
     """
     inputs = Inputs()
-    avoid = outside.resolve() if outside else None
+    avoid = {outside.resolve()} if outside else set[Path]()
     for name in names:
         if os.path.lexists(name):
             _add(inputs, Path(name), PurePath(Path(name).name), avoid)
         elif glob.has_magic(name):
-            _add_pattern(inputs, name, avoid)
+            inputs.sources += find_pattern(inputs, name, avoid)
         else:
             inputs.refusals.append(Refusal(name, "not_found", "no such file or folder"))
     inputs.sources = list(dict.fromkeys(inputs.sources))
@@ -118,17 +125,13 @@ def plan_jobs(inputs: Inputs, out: Path, *, ext: str | None = None, suffix: str 
     else:
         if out.exists() and not out.is_dir():
             raise UsageError(f"-o {out} is a file; name a folder for these {len(sources)} inputs")
-        jobs = [Job(s, out / _output_name(s.relative, ext, suffix)) for s in sources]
+        jobs = [Job(s, out / output_name(s.relative, ext, suffix)) for s in sources]
     _check_collisions(jobs)
     return jobs
 
 
-def _is_file_name(out: Path, sources: list[Source]) -> bool:
-    one_file = len(sources) == 1 and sources[0].explicit
-    return one_file and out.suffix.lower() in SUFFIXES and not out.is_dir()
-
-
-def _output_name(relative: PurePath, ext: str | None, suffix: str) -> PurePath:
+def output_name(relative: PurePath, ext: str | None, suffix: str) -> PurePath:
+    """The name of a result, as `plan_jobs` says: `a.gif` gives `a.png`, `a.xyz` gives `a.xyz.png`."""
     own = relative.suffix
     if own.lower() in SUFFIXES:
         stem, new = relative.stem, own
@@ -137,6 +140,11 @@ def _output_name(relative: PurePath, ext: str | None, suffix: str) -> PurePath:
     else:
         stem, new = relative.name, ".png"
     return relative.with_name(f"{stem}{suffix}{f'.{ext}' if ext else new}")
+
+
+def _is_file_name(out: Path, sources: list[Source]) -> bool:
+    one_file = len(sources) == 1 and sources[0].explicit
+    return one_file and out.suffix.lower() in SUFFIXES and not out.is_dir()
 
 
 def _check_collisions(jobs: list[Job]) -> None:
@@ -156,18 +164,27 @@ def _check_collisions(jobs: list[Job]) -> None:
             )
 
 
-def _add(inputs: Inputs, path: Path, relative: PurePath, avoid: Path | None) -> None:
+def _add(inputs: Inputs, path: Path, relative: PurePath, avoid: AbstractSet[Path]) -> None:
     if not path.is_dir():
         inputs.sources.append(Source(path, relative, explicit=True))
         return
-    found = list(_walk(inputs, path, avoid))
+    found = list(find_below(inputs, path, avoid))
     inputs.sources += found
     if not found:
         inputs.refusals.append(Refusal(str(path), "empty_folder", "holds no photo"))
 
 
-def _add_pattern(inputs: Inputs, pattern: str, avoid: Path | None) -> None:
-    """Add what a shell pattern matches; the tree below its fixed part is kept."""
+def find_pattern(
+    inputs: Inputs, pattern: str, avoid: AbstractSet[Path], also: AbstractSet[str] = frozenset()
+) -> Iterator[Source]:
+    """Find what a shell pattern matches; the tree below its fixed part is kept.
+
+    Args:
+        inputs: takes the refusals and the count of what is ignored; no sources are put there.
+        pattern: such as `photos/**/*.jpg`.
+        avoid: resolved folders to stay out of.
+        also: suffixes wanted in folders besides those of photos, with their dot, in lower case.
+    """
     fixed: list[str] = []
     for part in Path(pattern).parts[:-1]:
         if glob.has_magic(part):
@@ -176,32 +193,49 @@ def _add_pattern(inputs: Inputs, pattern: str, avoid: Path | None) -> None:
     root = Path(*fixed)
     matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     for path in matches:
+        if avoid and not avoid.isdisjoint((path.resolve(), *path.resolve().parents)):
+            continue
         if not path.is_dir():
-            inputs.sources.append(Source(path, path.relative_to(root)))
+            yield Source(path, path.relative_to(root))
         elif "**" not in pattern:  # with ** the files below are matches themselves
-            inputs.sources += [
-                Source(s.path, path.relative_to(root) / s.relative)
-                for s in _walk(inputs, path, avoid)
-            ]
+            for source in find_below(inputs, path, avoid, also):
+                yield Source(source.path, path.relative_to(root) / source.relative)
     if not matches:
         inputs.refusals.append(Refusal(pattern, "not_found", "the pattern matches nothing"))
 
 
-def _walk(inputs: Inputs, root: Path, avoid: Path | None) -> Iterator[Source]:
+def find_below(
+    inputs: Inputs, root: Path, avoid: AbstractSet[Path], also: AbstractSet[str] = frozenset()
+) -> Iterator[Source]:
+    """Find the photos below a folder, folder by folder: the names of one at a time are held in memory.
+
+    Links to folders are not followed, hidden files and folders are left out.
+
+    Args:
+        inputs: takes the refusals and the count of what is ignored; no sources are put there.
+        root: the folder.
+        avoid: resolved folders to stay out of.
+        also: suffixes wanted besides those of photos, with their dot, in lower case.
+    """
+
     def unreadable(error: OSError) -> None:
         name = str(error.filename or root)
         inputs.refusals.append(Refusal(name, "unreadable", error.strerror or str(error)))
 
     for folder, below, names in os.walk(root, onerror=unreadable):
         here = Path(folder)
-        below[:] = sorted(
-            name
-            for name in below
-            if not name.startswith(".") and (avoid is None or (here / name).resolve() != avoid)
-        )
-        for name in sorted(names):
+        relative = here.relative_to(root)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if avoid:
+            below[:] = [name for name in below if (here / name).resolve() not in avoid]
+        if below and len(relative.parts) >= MAX_DEPTH - 1:
+            text = f"is {MAX_DEPTH} folders deep; what is below is left out: name it by itself"
+            inputs.refusals.append(Refusal(str(here / below[0]), "too_deep", text))
+            below.clear()
+        names.sort()
+        for name in names:
             suffix = os.path.splitext(name)[1].lower()
-            if name.startswith(".") or suffix not in SUFFIXES.keys() | _OTHER_PHOTOS:
+            if name.startswith(".") or (suffix not in PHOTO_SUFFIXES and suffix not in also):
                 inputs.ignored += 1
             else:
-                yield Source(here / name, (here / name).relative_to(root))
+                yield Source(here / name, relative / name)

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from fr_deploy.errors import ImageError, UsageError
-from fr_deploy.faces import Face, align_faces, paste_face, scaled_matrix, upscale_photo
+from fr_deploy.settings import RestoreOptions
+
+if TYPE_CHECKING:
+    from fr_deploy.faces import Face
 
 SIZE = 512
 MAX_OUTPUT_PIXELS = 178_956_970  # what Pillow would refuse to open again
@@ -20,7 +23,7 @@ class Detector(Protocol):
 
     def detect(
         self, rgb: NDArray[np.uint8], *, min_face: int = ..., rotations: Sequence[int] = ...
-    ) -> list[Face]:
+    ) -> "list[Face]":
         """Find the faces of a photo uint8 [H, W, 3], left to right."""
         ...
 
@@ -34,31 +37,15 @@ class CropRestorer(Protocol):
 
 
 @dataclass(frozen=True)
-class RestoreOptions:
-    """How a photo is restored.
+class FoundFaces:
+    """What the model is to be given of a photo."""
 
-    Raises:
-        UsageError: `upscale` or `blend` is out of range.
-    """
-
-    faces: Literal["all", "largest", "center"] = "all"
-    """Which of the faces found are restored: all, the largest box, or the box nearest the centre."""
-    min_face: int = 24
-    """Faces whose box has a longer side of fewer pixels are left alone."""
-    rotations: tuple[int, ...] = (0,)
-    """Angles in degrees at which faces are looked for."""
-    upscale: float = 1.0
-    """The whole photo is enlarged by this, 1 to 4; the faces gain the most, the rest is Lanczos."""
-    blend: float = 1.0
-    """1 is the restored face, 0 the original, between them a mix."""
-    aligned: bool = False
-    """The input is one face crop already: no detection and no paste back."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.upscale <= 4:
-            raise UsageError(f"upscale is {self.upscale}; allowed are 1 to 4")
-        if not 0 <= self.blend <= 1:
-            raise UsageError(f"blend is {self.blend}; allowed are 0 to 1")
+    faces: "tuple[Face, ...]"
+    """Those that are restored, N of them; empty if the photo is `aligned`."""
+    crops: NDArray[np.uint8]
+    """[N, 512, 512, 3]; one if `aligned`."""
+    matrices: tuple[NDArray[np.float64], ...]
+    """[2, 3] of each face, from pixels of the photo to pixels of its crop."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,7 @@ class RestoredPhoto:
 
     rgb: NDArray[np.uint8]
     """[H * upscale, W * upscale, 3]."""
-    faces: tuple[Face, ...]
+    faces: "tuple[Face, ...]"
     """The faces restored, N of them; empty if the input was `aligned`."""
     crops: NDArray[np.uint8]
     """[N, 512, 512, 3], what the model was given."""
@@ -100,27 +87,70 @@ def restore_photo(
         UsageError: no detector was given for a photo that is not aligned.
     """
     options = options or RestoreOptions()
+    found = find_faces(rgb, detector, options)
+    restored = restorer(found.crops) if len(found.crops) else found.crops
+    return apply_faces(rgb, found, restored, options)
+
+
+def find_faces(
+    rgb: NDArray[np.uint8], detector: Detector | None, options: RestoreOptions
+) -> FoundFaces:
+    """The first half of `restore_photo`, all that comes before the model.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        detector: finds the faces; may be None if `options.aligned`.
+        options: which faces are wanted.
+
+    Raises:
+        ImageError, UsageError: as `restore_photo`.
+    """
     _check_output_size(rgb, options.upscale)
     if options.aligned:
-        return _restore_aligned(rgb, restorer, options)
+        return FoundFaces((), _square(rgb)[None], ())
     if detector is None:
         raise UsageError("a photo that is not aligned needs a detector; pass one, or aligned=True")
+    from fr_deploy.faces import align_faces  # torch, which aligned photos do without
+
     found = detector.detect(rgb, min_face=options.min_face, rotations=options.rotations)
     faces = select_faces(found, options.faces, (rgb.shape[0], rgb.shape[1]))
-    photo = rgb if options.upscale == 1 else upscale_photo(rgb, options.upscale)
-    if not faces:
-        empty = np.empty((0, SIZE, SIZE, 3), np.uint8)
-        return RestoredPhoto(photo, (), empty, empty, ())
     crops, matrices = align_faces(rgb, faces)
-    restored = restorer(crops)
-    photo = rgb.copy() if photo is rgb else photo
-    for face, matrix in zip(restored, matrices, strict=True):
+    return FoundFaces(tuple(faces), crops, tuple(matrices))
+
+
+def apply_faces(
+    rgb: NDArray[np.uint8],
+    found: FoundFaces,
+    restored: NDArray[np.uint8],
+    options: RestoreOptions,
+    *,
+    in_place: bool = False,
+) -> RestoredPhoto:
+    """The second half of `restore_photo`, all that comes behind the model.
+
+    Args:
+        rgb: the photo that `find_faces` was given, uint8 [H, W, 3].
+        found: what it returned.
+        restored: uint8 [N, 512, 512, 3], what the model made of `found.crops`.
+        options: the same.
+        in_place: `rgb` may be written to, which saves a copy.
+    """
+    if options.aligned:
+        out = _apply_aligned(rgb, found.crops[0], restored[0], options)
+        return RestoredPhoto(out, (), found.crops, restored, ())
+    from fr_deploy.faces import paste_face, scaled_matrix, upscale_photo
+
+    if options.upscale != 1:
+        photo = upscale_photo(rgb, options.upscale)
+    else:
+        photo = rgb if in_place or not found.faces else rgb.copy()
+    for face, matrix in zip(restored, found.matrices, strict=True):
         moved = matrix if options.upscale == 1 else scaled_matrix(matrix, options.upscale)
         paste_face(photo, face, moved, blend=options.blend)
-    return RestoredPhoto(photo, tuple(faces), crops, restored, tuple(matrices))
+    return RestoredPhoto(photo, found.faces, found.crops, restored, found.matrices)
 
 
-def select_faces(faces: Sequence[Face], rule: str, size: tuple[int, int]) -> list[Face]:
+def select_faces(faces: "Sequence[Face]", rule: str, size: tuple[int, int]) -> "list[Face]":
     """Keep all faces, the one with the largest box, or the one nearest the centre.
 
     Args:
@@ -134,34 +164,42 @@ def select_faces(faces: Sequence[Face], rule: str, size: tuple[int, int]) -> lis
         return [max(faces, key=lambda face: float(np.prod(face.box[2:] - face.box[:2])))]
     centre = np.array([size[1] - 1, size[0] - 1]) / 2
 
-    def distance(face: Face) -> float:
+    def distance(face: "Face") -> float:
         return float(np.linalg.norm((face.box[:2] + face.box[2:]) / 2 - centre))
 
     return [min(faces, key=distance)]
 
 
-def _restore_aligned(
-    rgb: NDArray[np.uint8], restorer: CropRestorer, options: RestoreOptions
-) -> RestoredPhoto:
-    """A crop of any size: its shorter side is padded with edge pixels, never stretched.
-
-    The square is resized to 512, restored, and resized to the input's own size times `upscale`; the
-    padding is cut off again.
-    """
+def _square(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A crop of any size as the model takes it: its shorter side is padded with edge pixels, never stretched."""
+    top, left, side = _padding(rgb)
     height, width, _ = rgb.shape
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
     borders = (top, side - height - top, left, side - width - left)
     square = np.asarray(cv2.copyMakeBorder(rgb, *borders, cv2.BORDER_REPLICATE), np.uint8)
-    crop = _resized(square, SIZE, SIZE)
-    restored = restorer(crop[None])
-    mixed = cv2.addWeighted(restored[0], options.blend, crop, 1 - options.blend, 0)
+    return _resized(square, SIZE, SIZE)
+
+
+def _padding(rgb: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Rows above and columns left of the photo in its square, and the square's side."""
+    height, width, _ = rgb.shape
+    side = max(height, width)
+    return (side - height) // 2, (side - width) // 2, side
+
+
+def _apply_aligned(
+    rgb: NDArray[np.uint8],
+    crop: NDArray[np.uint8],
+    restored: NDArray[np.uint8],
+    options: RestoreOptions,
+) -> NDArray[np.uint8]:
+    """The restored square at the input's own size times `upscale`; the padding is cut off again."""
+    mixed = cv2.addWeighted(restored, options.blend, crop, 1 - options.blend, 0)
+    top, left, side = _padding(rgb)
     scale = options.upscale
     out_side = round(side * scale)
     out = _resized(np.asarray(mixed, np.uint8), out_side, out_side)
-    y, x, out_h, out_w = (round(v * scale) for v in (top, left, height, width))
-    out = np.ascontiguousarray(out[y : y + out_h, x : x + out_w])
-    return RestoredPhoto(out, (), crop[None], restored, ())
+    y, x, out_h, out_w = (round(v * scale) for v in (top, left, *rgb.shape[:2]))
+    return np.ascontiguousarray(out[y : y + out_h, x : x + out_w])
 
 
 def _check_output_size(rgb: NDArray[np.uint8], upscale: float) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from fr_deploy.pipeline import (
     RestoreOptions,
     restore_photo,
 )
+
+if TYPE_CHECKING:
+    from fr_deploy.faces import Face
 
 Status = Literal["restored", "no_face", "skipped", "failed"]
 UNEXPECTED = "unexpected"
@@ -138,6 +141,15 @@ def face_path(output: Path, index: int) -> Path:
     return output.with_name(f"{output.stem}-face{index}{output.suffix}")
 
 
+def face_json(face: "Face") -> dict[str, Any]:
+    """Box, landmarks and score of a face as plain JSON values, rounded."""
+    return {
+        "box": [round(float(v), 1) for v in face.box],
+        "landmarks": [[round(float(v), 1) for v in point] for point in face.landmarks],
+        "score": round(float(face.score), 4),
+    }
+
+
 def _failed(job: Job, reason: str, message: str) -> FileResult:
     return FileResult(str(job.source.path), "failed", reason=reason, message=message)
 
@@ -158,7 +170,7 @@ def _restore_file(
         "restored" if count else "no_face",
         width=width,
         height=height,
-        faces=[_face_json(face.box, face.landmarks, face.score) for face in restored.faces],
+        faces=[face_json(face) for face in restored.faces],
         warnings=photo.warnings,
     )
     if settings.only_faces:
@@ -173,13 +185,3 @@ def _restore_file(
 def _write(result: FileResult, path: Path, photo: Photo, quality: int) -> None:
     result.warnings = [*result.warnings, *write_photo(path, photo, quality=quality)]
     result.outputs.append(path)
-
-
-def _face_json(
-    box: NDArray[np.float32], landmarks: NDArray[np.float32], score: float
-) -> dict[str, Any]:
-    return {
-        "box": [round(float(v), 1) for v in box],
-        "landmarks": [[round(float(v), 1) for v in point] for point in landmarks],
-        "score": round(float(score), 4),
-    }

@@ -4,14 +4,16 @@ import errno
 import io
 import os
 import stat
+import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 import odd_inputs as odd
 from fr_deploy.atomic import atomic_write
 from fr_deploy.errors import ImageError, ResourceError
+from fr_deploy.image_pixels import srgb_profile
 from fr_deploy.images import SUFFIXES, Photo, read_photo, write_photo
 from fr_deploy.png import write_png
 
@@ -87,6 +89,15 @@ def test_jpeg_is_444_and_tagged_srgb(tmp_path):
     with Image.open(tmp_path / "a.jpg") as image:
         assert {tuple(layer[1:3]) for layer in image.layer} == {(1, 1)}
         assert b"sRGB" in image.info["icc_profile"].replace(b"\x00", b"")
+
+
+def test_the_profile_does_not_tell_the_time():
+    """Or two processes would write different files of one photo."""
+    first = srgb_profile()
+    srgb_profile.cache_clear()
+    time.sleep(1.1)
+    assert srgb_profile() == first
+    assert ImageCms.getProfileName(ImageCms.ImageCmsProfile(io.BytesIO(first))).startswith("sRGB")
 
 
 def with_metadata() -> bytes:

@@ -172,6 +172,69 @@ def kernels(
     click.echo(json.dumps(document))
 
 
+@bench.command("serve-batch")
+@click.option(
+    "--device",
+    default="fake:6ms+1.5ms",
+    show_default=True,
+    help="A fake one: the time of a batch, and of each face in it.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(("photos", "busy")),
+    default="photos",
+    show_default=True,
+    help="photos: 2 megapixels, JPEG to PNG, against a plain loop; busy: aligned faces, JPEG to JPEG, batch 16.",
+)
+@click.option("--count", type=click.IntRange(min=1), help="Files.  [default: 24 photos, 960 faces]")
+@click.option("--preparers", type=click.IntRange(min=1), help="As of serve-batch.")
+@click.option("--finishers", type=click.IntRange(min=1), help="As of serve-batch.")
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=3))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("benchmarks/results"),
+    show_default=True,
+    help="Folder to append serve-batch.csv and serve-batch.jsonl in.",
+)
+def serve_batch(
+    device: str,
+    task: str,
+    count: int | None,
+    preparers: int | None,
+    finishers: int | None,
+    repeats: int,
+    output: Path,
+) -> None:
+    """Time serve-batch on a fake device, in turns with a plain loop.
+
+    Photos are made; each command is timed as a whole.
+
+    If the two write different pixels, nothing is timed and the exit code is 5.
+    """
+    import tempfile
+
+    from fr_bench.rows import append_json, append_rows
+    from fr_bench.serve_batch import ServeBatchRow, bench_busy, bench_photos
+
+    run, files = (bench_photos, 24) if task == "photos" else (bench_busy, 960)
+    asked = {"--preparers": preparers, "--finishers": finishers}
+    more = [text for name, value in asked.items() if value for text in (name, str(value))]
+    with tempfile.TemporaryDirectory(prefix="fr-bench-") as folder:
+        done = run(Path(folder), device, photos=count or files, repeats=repeats, more=more)
+    for row in done.rows:
+        busy = "" if row.device_busy is None else f"   device busy {row.device_busy:.1%}"
+        click.echo(
+            f"{row.technique:<12} {row.images_per_s:8.2f} images/s   best {row.best_s:.2f} s   "
+            f"p50 {row.p50_s:.2f} s{busy}"
+        )
+    if done.ratio:
+        click.echo(f"naive loop over serve-batch: {done.ratio}; pictures identical")
+    append_rows(output / "serve-batch.csv", done.rows, ServeBatchRow)
+    click.echo(append_json(output / "serve-batch.jsonl", done.document()))
+
+
 def _interpret_without_gpu() -> None:
     """Start again with Triton's interpreter on: it must be set before torch imports Triton."""
     import torch

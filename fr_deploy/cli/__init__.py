@@ -20,6 +20,10 @@ class _Subcommand(NamedTuple):
 
 COMMANDS = {
     "restore": _Subcommand("fr_deploy.cli.restore:restore", "Restore the faces in photos."),
+    "serve-batch": _Subcommand(
+        "fr_deploy.cli.serve_batch:serve_batch",
+        "Restore photos by the million; resumable, each with one outcome.",
+    ),
     "import-sd": _Subcommand(
         "fr_deploy.cli.import_sd:import_sd",
         "Turn a Stable Diffusion 2.1-base FOLDER (diffusers layout) into a bundle to train.",

@@ -5,27 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fr_deploy.cli.lora import lora_option, with_loras
+from fr_deploy.cli.lora import with_loras
+from fr_deploy.cli.options import (
+    device_option,
+    face_options,
+    model_options,
+    output_options,
+    refuse_mixed,
+    runtime_options,
+)
 
 if TYPE_CHECKING:
     from fr_deploy.cli.restore_output import Display
     from fr_deploy.inputs import Job
     from fr_deploy.restore_files import FileResult, RunSettings
     from fr_deploy.restorer import Restorer, SampledRestorer
-
-_ANGLES = {0, 90, 180, 270}
-_DEFAULT_PIXELS = 50_000_000  # that of fr_deploy.images.Limits, which is too heavy to import here
-
-
-def _rotations(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
-    del ctx, param
-    try:
-        angles = tuple(int(part) for part in value.split(","))
-    except ValueError:
-        angles = ()
-    if not angles or not set(angles) <= _ANGLES:
-        raise click.BadParameter(f"{value!r}; allowed are 0, 90, 180, 270, with commas between")
-    return angles
 
 
 @click.command(short_help="Restore the faces in photos.")
@@ -39,91 +33,9 @@ def _rotations(ctx: click.Context, param: click.Parameter, value: str) -> tuple[
     type=click.Path(path_type=Path),
     help="A folder; or a file name, for one photo.",
 )
-@click.option("--model", default="lafr-mini", show_default=True, help="A bundle: name or folder.")
-@lora_option
-@click.option(
-    "--engines",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Run what `fr-deploy export` wrote there, in place of --model.",
-)
-@click.option(
-    "--allow-unverified",
-    is_flag=True,
-    help="Run --engines whose ONNX files alone were compared with the model.",
-)
-@click.option(
-    "--trust",
-    type=click.Path(path_type=Path),
-    metavar="KEY.pub",
-    help="Refuse --engines that were not signed with this key (`fr-deploy sign`).",
-)
-@click.option("--aligned", is_flag=True, help="Inputs are face crops: no detection, no paste back.")
-@click.option(
-    "--faces",
-    type=click.Choice(["all", "largest", "center"]),
-    default="all",
-    show_default=True,
-    help="Which faces of a photo to restore.",
-)
-@click.option(
-    "--min-face",
-    type=click.IntRange(min=10),
-    default=24,
-    show_default=True,
-    metavar="PX",
-    help="Leave smaller faces alone.",
-)
-@click.option(
-    "--confidence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    metavar="0..1",
-    help="How sure the detector must be.  [default: the detector's own]",
-)
-@click.option(
-    "--rotations",
-    default="0",
-    show_default=True,
-    callback=_rotations,
-    metavar="DEG,...",
-    help="Also look for turned faces: 0,90,180,270.",
-)
-@click.option(
-    "--upscale",
-    type=click.FloatRange(1, 4),
-    default=1.0,
-    show_default=True,
-    help="Enlarge the whole photo.",
-)
-@click.option(
-    "--blend",
-    type=click.FloatRange(0, 1),
-    default=1.0,
-    show_default=True,
-    help="1 is the restored face, 0 the original.",
-)
-@click.option("--only-faces", is_flag=True, help="Write the restored 512 px crops, not the photos.")
-@click.option("--copy-faceless", is_flag=True, help="Write photos in which no face was found, too.")
-@click.option(
-    "--ext",
-    type=click.Choice(["jpg", "png", "webp", "tif", "bmp", "avif"]),
-    help="Format of the results.  [default: as the input]",
-)
-@click.option("--suffix", default="", help="Put behind the name: _restored gives a_restored.jpg.")
-@click.option(
-    "--quality",
-    type=click.IntRange(1, 100),
-    default=95,
-    show_default=True,
-    help="Of JPEG, WebP and AVIF.",
-)
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(1, 178_956_970),
-    default=_DEFAULT_PIXELS,
-    show_default=True,
-    help="Refuse larger photos.",
-)
+@model_options
+@face_options
+@output_options
 @click.option(
     "--skip-existing",
     is_flag=True,
@@ -140,43 +52,9 @@ def _rotations(ctx: click.Context, param: click.Parameter, value: str) -> tuple[
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="auto, cpu, cuda or cuda:N; auto is the first GPU, if there is one.",
-)
+@device_option
 @click.option("--require-gpu", is_flag=True, help="Fail where --device auto would use the CPU.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
-    default="auto",
-    show_default=True,
-    help="auto is fp16 on a GPU, fp32 on a CPU.",
-)
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", "torch-eager", "torch-compile", "torch-graphs", "onnxruntime"]),
-    default="auto",
-    show_default=True,
-    help="What runs the model; `fr-deploy doctor` tells what works here.",
-)
-@click.option(
-    "--attention",
-    type=click.Choice(
-        ["auto", "sdpa", "flash", "efficient", "cudnn", "math", "xformers", "products"]
-    ),
-    default="auto",
-    show_default=True,
-    help="Who computes attention in torch.",
-)
-@click.option("--batch", type=click.IntRange(min=1), help="Faces a batch at most.")
-@click.option(
-    "--fixed-bucket",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Pad every batch to N faces: a result then depends on its face alone, bit for bit.",
-)
+@runtime_options
 def restore(**given: Any) -> None:
     """Restore the faces in photos.
 
@@ -255,29 +133,13 @@ def _restorer(given: dict[str, Any], display: "Display") -> "Restorer | SampledR
     names = ("device", "dtype", "backend", "attention", "require_gpu", "threads")
     asked = Request(**{name: given[name] for name in names})
     batches = {name: given[name] for name in ("batch", "fixed_bucket")}
-    _refuse_mixed(given)
+    refuse_mixed(given)
     if given["engines"] is not None:
         exported = Exported(given["engines"], given["allow_unverified"], given["trust"])
         return load_exported(exported, request=asked, **batches)
     source = with_loras(given["model"], given["loras"], display.note)
     latent, seed = given["latent"], given["seed"]
     return load_restorer(source, latent=latent, seed=seed, request=asked, **batches)
-
-
-def _refuse_mixed(given: dict[str, Any]) -> None:
-    """What was exported holds its model and LoRAs; a bundle has no engines to trust."""
-    engines = given["engines"] is not None
-    of_bundles, of_engines = ("model", "loras", "latent", "seed"), ("allow_unverified", "trust")
-    context = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
-    wrong = [
-        name.replace("loras", "lora").replace("_", "-")
-        for name in (of_bundles if engines else of_engines)
-        if context.get_parameter_source(name) is not default
-    ]
-    if wrong:
-        way = "without" if engines else "together with"
-        raise click.UsageError(f"--{wrong[0]} is for runs {way} --engines; leave one of them out")
 
 
 def _make_folder(jobs: list["Job"], out: Path) -> None:

