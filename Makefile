@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 # Of pip's output: the downloads that take a while, and the step after them.
 SHOW := awk '/^ *Downloading.*MB\)/ { print "  " $$1, $$2, $$3, $$4; fflush() } /^Installing/ { print "  unpacking"; fflush() }'
 
-.PHONY: help demo test test-all test-oldest kernel-tables lint types bench gpu-suite model help-texts wheel clean
+.PHONY: help demo test test-all test-oldest kernel-tables lint types bench gpu-suite model help-texts wheel clean soak
 
 help:
 	@echo 'make demo        restore the photos in assets/demo and write a report'
@@ -30,6 +30,7 @@ help:
 	@echo 'make lint        ruff alone                make types    pyright alone'
 	@echo 'make bench       time one face on this machine'
 	@echo 'make gpu-suite   prove and measure on a GPU what needs one: PART=kernels, pipeline or compile'
+	@echo 'make soak        kill serve-batch again and again for minutes: SOAK=ray for one part'
 	@echo 'make model       train lafr-mini anew (hours on a CPU); the same command resumes'
 	@echo 'make help-texts  write docs/help again     make wheel    build dist/*.whl'
 	@echo 'make clean       remove .venv and all that was built'
@@ -68,6 +69,10 @@ bench: $(RUN)
 # On a GPU; REHEARSE=1 runs the same steps tiny on a CPU.
 gpu-suite: $(DEV)
 	$(BIN)/python -m fr_bench.gpu_suite $(PART) $(if $(REHEARSE),--rehearse -o gpu-suite-rehearsal)
+
+# Figures go to benchmarks/results/soak.json.
+soak: $(DEV)
+	$(BIN)/python -m fr_bench.soak $(SOAK)
 
 # Generated faces, the six stages and the bundle, each as far as it is not there yet.
 model: $(DEV)

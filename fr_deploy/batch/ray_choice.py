@@ -19,7 +19,7 @@ class RayChoice:
     """Which cluster carries a run out, and how long it may be silent."""
 
     address: str = LOCAL
-    """`local`: one is started for this run; `auto`: the one that this machine is a node of; else its head, HOST:PORT."""
+    """`local`: one is started for this run; `auto`: the one that this machine is a node of; or HOST:PORT of a head."""
     insecure: bool = False
     """Connect without a token."""
     watchdog_seconds: float = WATCHDOG_SECONDS

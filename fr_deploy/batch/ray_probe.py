@@ -12,7 +12,7 @@ from socket import create_connection
 from fr_deploy.batch.ray_choice import RayChoice
 from fr_deploy.errors import ResourceError
 
-_ANSWER_SECONDS = 5.0
+_ANSWER_SECONDS = 4.0
 _PROBE_SECONDS = 30.0
 """For an address that answered; it takes 1 s, and more while the machine is busy."""
 _AUTO_SECONDS = 10.0
