@@ -74,10 +74,10 @@ gpu-suite: $(DEV)
 soak: $(DEV)
 	$(BIN)/python -m fr_bench.soak $(SOAK)
 
-# Generated faces, the six stages and the bundle, each as far as it is not there yet.
+# Generated faces, the five stages and the bundle, each as far as it is not there yet.
 model: $(DEV)
 	$(BIN)/fr-deploy data faces -o runs/faces
-	for stage in vae adapter restorer polish finish joint; do \
+	for stage in vae adapter restorer polish finish; do \
 	  $(BIN)/fr-deploy train $$stage --preset lafr-mini --data runs/faces -o runs/lafr-mini || exit 1; \
 	done
 	$(BIN)/fr-deploy bundle runs/lafr-mini -o runs/bundle

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from fr_deploy.bundle import load_bundle, save_bundle
 from fr_deploy.errors import NoInputError, UsageError
@@ -19,7 +18,7 @@ from fr_training.loop import RunOptions, fit, last_weights, load_model, recipe_f
 from fr_training.scoring import codebook_score
 from fr_training.stages import STAGES as STAGE_CLASSES
 
-STAGES = ("vae", "adapter", "restorer", "polish", "finish", "joint")
+STAGES = ("vae", "adapter", "restorer", "polish", "finish")
 
 
 def _shapes(rng: np.random.Generator) -> np.ndarray:
@@ -66,7 +65,7 @@ def test_every_stage_writes_weights_log_and_samples(run: Path) -> None:
         assert json.loads((run / stage / "recipe.json").read_text())["stage"] == stage
         assert (run / stage / "model.pt").exists()
     assert list((run / "vae").glob("samples-*.png"))
-    assert last_weights(run) == run / "joint" / "model.pt"
+    assert last_weights(run) == run / "finish" / "model.pt"
 
 
 def test_stages_train_what_they_say(run: Path) -> None:
@@ -80,32 +79,6 @@ def test_stages_train_what_they_say(run: Path) -> None:
     assert all(torch.equal(vae[key], restorer[key]) for key in kept)
     moved = {key.split(".")[0] for key in vae if not torch.equal(adapter[key], restorer[key])}
     assert moved == {"unet", "adapter", "vae", "prompt"}
-
-
-def test_the_joint_stage_moves_the_encoder_towards_the_latents_it_made_before(
-    corpus: Path, run: Path
-) -> None:
-    finish, joint = (_weights(run / s / "model.pt") for s in ("finish", "joint"))
-    moved = {key for key in finish if not torch.equal(finish[key], joint[key])}
-    assert {"vae.encoder.conv_in.weight", "vae.quant_conv.weight", "unet.conv_in.weight"} <= moved
-    model = LafrModel(PRESETS["lafr-toy"])
-    load_model(model, run / "finish" / "model.pt")
-    recipe = recipe_for("lafr-toy", "joint")
-    stage = STAGE_CLASSES["joint"](model, recipe, torch.device("cpu"))
-    batch = batch_at(FaceCorpus.open(corpus), recipe, 0, 0)
-    with torch.no_grad():
-        clean = model.encode(batch.clean)
-        first = stage.loss(batch, 0.0).parts["align"]
-        assert torch.equal(first, F.l1_loss(model.adapter(model.encode(batch.degraded)), clean))
-        kept = stage.state()
-        for weight in model.vae.encoder.parameters():
-            weight.mul_(1.5)
-        again = stage.loss(batch, 0.0).parts["align"]
-        aligned = model.adapter(model.encode(batch.degraded))
-        assert torch.equal(again, F.l1_loss(aligned, clean)), "the target moved with the encoder"
-    resumed = STAGE_CLASSES["joint"](model, recipe, torch.device("cpu"))
-    resumed.load_state(kept)
-    assert torch.equal(resumed.loss(batch, 0.0).parts["align"], again)
 
 
 def test_a_stage_starts_from_a_bundle(corpus: Path, run: Path, tmp_path: Path) -> None:

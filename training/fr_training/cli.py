@@ -48,9 +48,7 @@ def faces(output: Path, count: int, first_seed: int, size: int, batch: int, devi
 
 
 @click.command()
-@click.argument(
-    "stage", type=click.Choice(("vae", "adapter", "restorer", "polish", "finish", "joint"))
-)
+@click.argument("stage", type=click.Choice(("vae", "adapter", "restorer", "polish", "finish")))
 @click.option(
     "--preset",
     default="lafr-mini",

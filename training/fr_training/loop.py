@@ -23,7 +23,7 @@ from fr_training.precision import autocast, memory_format
 from fr_training.presets import RECIPES, Recipe
 from fr_training.stages import STAGES, Stage
 
-ORDER = ("vae", "adapter", "restorer", "polish", "finish", "joint")
+ORDER = ("vae", "adapter", "restorer", "polish", "finish")
 WEIGHTS = "model.pt"
 
 
@@ -230,13 +230,13 @@ def last_weights(out: Path) -> Path:
     """The weights of the last finished stage that can restore.
 
     Raises:
-        UsageError: none of `restorer`, `polish`, `finish`, `joint` has ended.
+        UsageError: none of `restorer`, `polish`, `finish` has ended.
     """
-    for stage in ("joint", "finish", "polish", "restorer"):
+    for stage in ("finish", "polish", "restorer"):
         if (path := out / stage / WEIGHTS).exists():
             return path
     raise UsageError(
-        f"{out}: no {WEIGHTS} of restorer, polish, finish or joint; run: fr-deploy train restorer --out {out}"
+        f"{out}: no {WEIGHTS} of restorer, polish or finish; run: fr-deploy train restorer --out {out}"
     )
 
 

@@ -33,10 +33,9 @@ class Recipe:
     warmup: int = 1000
 
 
-HEAVY_LEVELS = (("mild", 0.2, 1.0), ("vqfr-v1", 0.2, 1.0), ("vqfr-v2", 0.6, 1.0))
 WHOLE_FACE_LEVELS = (("mild", 0.3, 1.0), ("vqfr-v1", 0.25, 1.0), ("vqfr-v2", 0.45, 1.0))
 # Heavy damage has decibels to spare and lpips_hed to gain; at vqfr-v1 it is the other way round.
-JOINT_LEVELS = (("mild", 0.25, 1.33), ("vqfr-v1", 0.15, 0.67), ("vqfr-v2", 0.6, 3.0))
+FINISH_LEVELS = (("mild", 0.4, 1.33), ("vqfr-v1", 0.15, 0.67), ("vqfr-v2", 0.45, 2.0))
 
 # fmt: off
 RECIPES = {(r.preset, r.stage): r for r in (
@@ -45,13 +44,11 @@ RECIPES = {(r.preset, r.stage): r for r in (
     Recipe("lafr-mini", "adapter",   4_000, 8,    256, 2, 1e-3, 0.0,  0,   0.0),
     Recipe("lafr-mini", "restorer", 14_000, 4,    256, 2, 5e-4, 0.5,  96,  0.0),
     Recipe("lafr-mini", "polish",    1_600, 1,    512, 1, 1e-4, 0.7,  192, 0.005, 1.0, WHOLE_FACE_LEVELS, ema=0.99, warmup=20),
-    Recipe("lafr-mini", "finish",    1_600, 1,    512, 1, 2e-4, 1.0,  192, 0.0,   1.0, HEAVY_LEVELS, ema=0.99, warmup=20),
-    Recipe("lafr-mini", "joint",     5_600, 2,    512, 1, 3e-4, 1.5,  256, 0.0,   1.0, JOINT_LEVELS, recolour=0.1, ema=0.995, warmup=200),
+    Recipe("lafr-mini", "finish",    6_000, 2,    512, 1, 3e-4, 1.5,  256, 0.0,   1.0, FINISH_LEVELS, recolour=0.1, ema=0.995, warmup=200),
     Recipe("lafr-toy",  "vae",          64, 4,    64,  1, 1e-3, 0.0,  0,   0.0,  warmup=8),
     Recipe("lafr-toy",  "adapter",      64, 4,    64,  1, 1e-3, 0.0,  0,   0.0,  warmup=8),
     Recipe("lafr-toy",  "restorer",     64, 4,    64,  1, 1e-3, 0.0,  0,   0.02, warmup=8),
     Recipe("lafr-toy",  "polish",       16, 1,    64,  1, 1e-4, 0.0,  0,   0.02, warmup=2),
     Recipe("lafr-toy",  "finish",       16, 1,    64,  1, 1e-4, 0.0,  0,   0.0,  warmup=2),
-    Recipe("lafr-toy",  "joint",        16, 1,    64,  1, 1e-4, 0.0,  0,   0.0,  warmup=2),
 )}
 # fmt: on
