@@ -66,7 +66,9 @@ def _connect(ray: Any, choice: RayChoice, folder: Path | None, device: str) -> N
             "address": "local",
             "include_dashboard": False,
             "object_store_memory": _STORE_BYTES,
-            "_temp_dir": str(folder / "r"),  # not the folder itself: Ray opens this one to all users
+            "_temp_dir": str(
+                folder / "r"
+            ),  # not the folder itself: Ray opens this one to all users
             "_node_ip_address": _LOOPBACK,
         }
         if device not in ("auto", "cuda"):
