@@ -4,7 +4,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -35,7 +35,11 @@ class Member(Protocol):
     """Indexes of the photos that it has."""
     report: Report | None
     """Its last one."""
-    name: str
+
+    @property
+    def name(self) -> str:
+        """Of its machine."""
+        ...
 
     def call(self, errands: list[Errand]) -> None:
         """Send photos; its answer comes by `Fleet.poll`."""
@@ -45,7 +49,10 @@ class Member(Protocol):
 class Fleet(Protocol):
     """All actors of a run."""
 
-    members: list[Member]
+    @property
+    def members(self) -> Sequence[Member]:
+        """Those that are at work."""
+        ...
 
     def tend(self, job: Job) -> None:
         """Start an actor for each place that has none."""

@@ -1,5 +1,6 @@
 """Whether a Ray cluster can be reached, found out in a process that can be ended: Ray itself tries for minutes."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def main() -> None:
     import ray
 
     try:
-        ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+        ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
         ray.nodes()
     except Exception as error:
         text = " ".join(str(error).split())
