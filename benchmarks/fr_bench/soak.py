@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fr_bench.machine import this_machine
+from fr_bench.soak_local import group_kills, memory
 from fr_bench.soak_ray import actor_kills, driver_kills
 from fr_deploy.errors import FrDeployError, UsageError
 
@@ -29,7 +30,17 @@ def ray(folder: Path) -> dict[str, Any]:
     }
 
 
-SOAKS: Mapping[str, Soak] = {"ray": ray}
+def kills(folder: Path) -> dict[str, Any]:
+    """A hundred SIGKILLs of the process group over 2,500 photos."""
+    return group_kills(folder, items=2500, kills=100)
+
+
+def steady(folder: Path) -> dict[str, Any]:
+    """Memory after 1,000 and after 45,000 of 50,000 photos."""
+    return memory(folder, items=50_000)
+
+
+SOAKS: Mapping[str, Soak] = {"kills": kills, "steady": steady, "ray": ray}
 """By name; each takes an empty folder, returns figures, and raises FrDeployError if what it proves is not so."""
 
 

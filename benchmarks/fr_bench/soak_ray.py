@@ -128,18 +128,18 @@ class Run:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(_PATIENCE_S)
 
-    def wait(self, true: Callable[[], bool], what: str) -> None:
+    def wait(self, true: Callable[[], bool], what: str, *, patience_s: float = _PATIENCE_S) -> None:
         """Wait for something while it runs.
 
         Raises:
             FrDeployError: it ended before, or it takes too long.
         """
-        end = time.monotonic() + _PATIENCE_S
+        end = time.monotonic() + patience_s
         while not true():
             if self.process.poll() is not None:
                 raise FrDeployError(f"the run ended before {what}: {self.process.communicate()[0]}")
             if time.monotonic() > end:
-                raise FrDeployError(f"no {what} within {_PATIENCE_S:g} s")
+                raise FrDeployError(f"no {what} within {patience_s:g} s")
             time.sleep(0.02)
 
     def end(self, code: int = 0) -> str:
