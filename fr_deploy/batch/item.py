@@ -85,8 +85,9 @@ class Record:
     @staticmethod
     def from_json(value: dict[str, Any]) -> "Record":
         """Undo `to_json`."""
-        outputs = [Output(**output) for output in value["outputs"]]
-        return Record(**{**value, "outputs": outputs})
+        values = dict(value)
+        values["outputs"] = [Output(**output) for output in value["outputs"]]
+        return Record(**values)
 
 
 def failed(item: Item, reason: str, message: str, **more: Any) -> Record:
