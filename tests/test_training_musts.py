@@ -12,10 +12,9 @@ SETS = ("generated", "outside")
 FACES = 32  # as `fr-deploy eval`, whose kept baseline scores then serve here; the 22 outside faces besides
 # Measured with the committed weights; a better model fails here until its line is taken out.
 MISSED = {
-    ("generated", "mild"): "lpips_hed 0.916x > 0.90x",
-    ("generated", "vqfr-v2"): "lpips_hed 0.894x > 0.86x",
-    ("outside", "mild"): "lpips_hed 0.936x > 0.90x",
-    ("outside", "vqfr-v2"): "lpips_hed 0.885x > 0.86x",
+    ("generated", "vqfr-v2"): "lpips_hed 0.863x > 0.86x",
+    ("outside", "mild"): "lpips_hed 0.907x > 0.90x",
+    ("outside", "vqfr-v2"): "lpips_hed 0.862x > 0.86x",
 }
 pytestmark = [
     pytest.mark.slow,
