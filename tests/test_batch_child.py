@@ -86,8 +86,9 @@ def test_a_child_is_hardened() -> None:
         "socket" in os.readlink(f"/proc/self/fd/{n}") for n in ("0", "1", "2")
     ), "a child holds another one's socket, which would then have no end"
     assert child.answered() == "job"
-    assert child.end() == -signal.SIGKILL
-    assert child.end() == -signal.SIGKILL
+    code = child.end()
+    assert code in (0, -signal.SIGKILL), "its closed channel may end it before the signal does"
+    assert child.end() == code
 
 
 def test_signals_of_the_group_do_not_reach_the_work() -> None:
