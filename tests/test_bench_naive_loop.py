@@ -1,7 +1,7 @@
 """fr-deploy bench serve-batch: the plain loop writes what serve-batch writes, or nothing is timed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fr_bench import serve_batch as bench_module
 from fr_bench.cli import bench
 from fr_bench.naive_loop import naive_loop
 from fr_bench.photos import HEIGHT, WIDTH, write_crops, write_photos
-from fr_bench.serve_batch import ServeBatchRow, bench_busy, require_same
+from fr_bench.serve_batch import Job, ServeBatchRow, bench_serve_batch, require_same
 from fr_deploy.batch.device import FakeDevice
 from fr_deploy.batch.fetch import Fetcher
 from fr_deploy.batch.finish import FinishStage
@@ -104,33 +104,43 @@ def test_the_command_times_both_in_turns(tmp_path: Path, monkeypatch: pytest.Mon
     def write(source: Path, out: Path, device: str, *more: str) -> dict[str, Any]:
         assert not out.exists()
         assert device == "fake:1ms"
-        asked.append(" ".join(more) or "naive")
+        asked.append(" ".join((source.name, *more)))
         for path in source.iterdir():
             picture(out, f"{path.stem}.png", 9)
-        return {"busy": {"restore": 0.5}}
+        return {"busy": {"restore": len(more) / 10}}
 
     monkeypatch.setattr(bench_module, "serve_batch", write)
     monkeypatch.setattr(bench_module, "naive_loop", write)
-    arguments = ["serve-batch", "--count", "2", "--device", "fake:1ms", "-o", str(tmp_path)]
-    arguments += ["--finishers", "3"]
+    arguments = ["serve-batch", "--photos", "2", "--crops", "3", "--device", "fake:1ms"]
+    arguments += ["--finishers", "3", "-o", str(tmp_path)]
     done = CliRunner().invoke(bench, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "pictures identical" in done.output
-    assert asked.count("naive") == asked.count("--ext png --finishers 3") == 4
+    assert asked[2:8].count("photos") == 3
+    assert asked.count("photos") == asked.count("photos --ext png --finishers 3") == 4
+    assert asked[8:] == [
+        *["photos --ext jpg --batch 16 --finishers 3"] * 3,
+        *["crops --aligned --ext jpg --batch 16 --finishers 3"] * 3,
+    ]
     document = json.loads(done.stdout.splitlines()[-1])
-    assert [row["technique"] for row in document["rows"]] == ["serve-batch", "naive loop"]
-    assert document["rows"][0]["device_busy"] == 0.5
+    techniques = ["serve-batch", "naive loop", "serve-batch", "serve-batch"]
+    assert [row["technique"] for row in document["rows"]] == techniques
+    assert [row["photos"] for row in document["rows"]] == [2, 2, 2, 3]
+    assert [row["device_busy"] for row in document["rows"]] == [0.4, None, 0.6, 0.7]
     assert document["ratio"]["p20"] <= document["ratio"]["p50"]
     header = (tmp_path / "serve-batch.csv").read_text().splitlines()[0].split(",")
     assert set(header) == set(ServeBatchRow.__dataclass_fields__)
 
 
 @pytest.mark.slow
-def test_both_tasks_on_this_machine(tmp_path: Path) -> None:
-    done = bench_module.bench_photos(tmp_path, "fake:6ms+1.5ms", photos=2, repeats=1)
-    assert done.ratio is not None
-    assert done.ratio.p50 > 0
-    (tmp_path / "busy").mkdir()
-    (row,) = bench_busy(tmp_path / "busy", "fake:20ms+1ms", photos=48, repeats=1).rows
-    assert row.device_busy is not None
-    assert 0 < row.device_busy <= 1
+def test_faster_than_the_loop_and_the_device_is_busy(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """One run, one device; what the command prints, on few photos, so that starting counts more."""
+    done = bench_serve_batch(Job(tmp_path, "fake:6ms+7ms", photos=8, crops=160, repeats=1))
+    ours, _, photos, crops = done.rows
+    record_property("figure", f"naive loop over serve-batch, 8 photos: {done.ratio}")
+    record_property("figure", f"device busy with 512 px JPEG: {crops.device_busy}")
+    for row in (ours, photos, crops):
+        assert row.device_busy is not None
+        assert 0 < row.device_busy <= 1

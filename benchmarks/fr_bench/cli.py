@@ -175,18 +175,12 @@ def kernels(
 @bench.command("serve-batch")
 @click.option(
     "--device",
-    default="fake:6ms+1.5ms",
+    default="fake:6ms+7ms",
     show_default=True,
     help="A fake one: the time of a batch, and of each face in it.",
 )
-@click.option(
-    "--task",
-    type=click.Choice(("photos", "busy")),
-    default="photos",
-    show_default=True,
-    help="photos: 2 megapixels, JPEG to PNG, against a plain loop; busy: aligned faces, JPEG to JPEG, batch 16.",
-)
-@click.option("--count", type=click.IntRange(min=1), help="Files.  [default: 24 photos, 960 faces]")
+@click.option("--photos", default=32, show_default=True, type=click.IntRange(min=1))
+@click.option("--crops", default=480, show_default=True, type=click.IntRange(min=1))
 @click.option("--preparers", type=click.IntRange(min=1), help="As of serve-batch.")
 @click.option("--finishers", type=click.IntRange(min=1), help="As of serve-batch.")
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=3))
@@ -200,37 +194,36 @@ def kernels(
 )
 def serve_batch(
     device: str,
-    task: str,
-    count: int | None,
+    photos: int,
+    crops: int,
     preparers: int | None,
     finishers: int | None,
     repeats: int,
     output: Path,
 ) -> None:
-    """Time serve-batch on a fake device, in turns with a plain loop.
+    """Time serve-batch on a fake device, in turns with a plain loop, and see how busy it keeps the device.
 
-    Photos are made; each command is timed as a whole.
+    Photos of 2 megapixels, JPEG to PNG, by both; then the same and aligned faces of 512 px, JPEG to JPEG in batches of
+    16. They are made; each command is timed as a whole.
 
     If the two write different pixels, nothing is timed and the exit code is 5.
     """
     import tempfile
 
     from fr_bench.rows import append_json, append_rows
-    from fr_bench.serve_batch import ServeBatchRow, bench_busy, bench_photos
+    from fr_bench.serve_batch import Job, ServeBatchRow, bench_serve_batch
 
-    run, files = (bench_photos, 24) if task == "photos" else (bench_busy, 960)
     asked = {"--preparers": preparers, "--finishers": finishers}
     more = [text for name, value in asked.items() if value for text in (name, str(value))]
     with tempfile.TemporaryDirectory(prefix="fr-bench-") as folder:
-        done = run(Path(folder), device, photos=count or files, repeats=repeats, more=more)
+        done = bench_serve_batch(Job(Path(folder), device, photos, crops, repeats, more))
     for row in done.rows:
         busy = "" if row.device_busy is None else f"   device busy {row.device_busy:.1%}"
         click.echo(
-            f"{row.technique:<12} {row.images_per_s:8.2f} images/s   best {row.best_s:.2f} s   "
+            f"{row.task:<36} {row.technique:<12} {row.images_per_s:8.2f} images/s   best {row.best_s:.2f} s   "
             f"p50 {row.p50_s:.2f} s{busy}"
         )
-    if done.ratio:
-        click.echo(f"naive loop over serve-batch: {done.ratio}; pictures identical")
+    click.echo(f"naive loop over serve-batch: {done.ratio}; pictures identical")
     append_rows(output / "serve-batch.csv", done.rows, ServeBatchRow)
     click.echo(append_json(output / "serve-batch.jsonl", done.document()))
 

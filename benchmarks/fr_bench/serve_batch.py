@@ -20,6 +20,9 @@ from fr_deploy.errors import FrDeployError, ModelError
 
 OURS, NAIVE = "serve-batch", "naive loop"
 BATCH = 16
+PHOTOS = "2-megapixel JPEG to PNG"
+BUSY_PHOTOS = f"2-megapixel JPEG to JPEG, batch {BATCH}"
+BUSY_CROPS = f"512 px JPEG to JPEG, batch {BATCH}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,83 +47,101 @@ class ServeBatchRow(Machine):
     """Share of the time between its first batch and its last, the median of the runs; None: not measured."""
 
 
+MakeRow = Callable[[str, str, int, Timing, float | None], ServeBatchRow]
+"""Technique, task, files, timing and how busy the device was -> the row."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """One run of the benchmark."""
 
     rows: list[ServeBatchRow]
-    ratio: Ratio | None
+    ratio: Ratio
     """How many times the naive loop is slower."""
 
     def document(self) -> dict[str, Any]:
         """The run as plain JSON values."""
         return {
             "benchmark": "serve-batch",
-            "ratio": asdict(self.ratio) if self.ratio else None,
+            "ratio": asdict(self.ratio),
             "rows": [asdict(row) for row in self.rows],
         }
 
 
-def bench_photos(
-    folder: Path, device: str, *, photos: int, repeats: int, more: Sequence[str] = ()
-) -> Measured:
-    """Photos of 2 megapixels, JPEG to PNG, by serve-batch and by the naive loop in turns.
-
-    Both are commands of their own, started anew each time.
+@dataclass(frozen=True)
+class Job:
+    """What is measured, and with what.
 
     Args:
         folder: empty; takes the photos and the results.
-        device: a fake one, such as `fake:6ms+1.5ms`.
-        photos: how many.
-        repeats: rounds that count; in one before them the pictures are compared.
+        device: a fake one, such as `fake:6ms+7ms`.
+        photos: how many of 2 megapixels.
+        crops: how many aligned faces of 512 px.
+        repeats: rounds that count.
         more: options of serve-batch.
+    """
+
+    folder: Path
+    device: str
+    photos: int
+    crops: int
+    repeats: int
+    more: Sequence[str] = ()
+
+    def ours(self, source: Path, *options: str) -> "Command":
+        """serve-batch on one of the sources."""
+        asked = (*options, *self.more)
+        return Command(
+            self.folder / "ours", lambda out: serve_batch(source, out, self.device, *asked)
+        )
+
+
+def bench_serve_batch(job: Job) -> Measured:
+    """With one device: serve-batch in turns with the naive loop, then how busy it keeps the device in batches of 16.
+
+    Each is a command of its own, started anew each time; in a round before those that count, the pictures of the two
+    are compared.
 
     Raises:
         ModelError: the two write different pixels; nothing was timed.
         FrDeployError: one of the commands failed.
     """
     machine = this_machine()
-    source = folder / "photos"
-    write_photos(source, photos)
-    png = ("--ext", "png", *more)
-    ours = Command(folder / "ours", lambda out: serve_batch(source, out, device, *png))
-    naive = Command(folder / "naive", lambda out: naive_loop(source, out, device))
+    photos, crops = job.folder / "photos", job.folder / "crops"
+    write_photos(photos, job.photos)
+    write_crops(crops, job.crops)
+    make = _rows(machine, job.device)
+    rows, gain = _against_the_loop(job, photos, make)
+    jpg = ("--ext", "jpg", "--batch", str(BATCH))
+    rows.append(_alone(job, job.ours(photos, *jpg), make, BUSY_PHOTOS, job.photos))
+    rows.append(_alone(job, job.ours(crops, "--aligned", *jpg), make, BUSY_CROPS, job.crops))
+    return Measured(rows, gain)
+
+
+def _against_the_loop(job: Job, source: Path, make: "MakeRow") -> tuple[list[ServeBatchRow], Ratio]:
+    ours = job.ours(source, "--ext", "png")
+    naive = Command(job.folder / "naive", lambda out: naive_loop(source, out, job.device))
     ours()
     naive()
-    require_same(ours.out, naive.out, photos)
+    require_same(ours.out, naive.out, job.photos)
     busy: list[float] = []
     calls: dict[str, Callable[[], object]] = {
         OURS: lambda: busy.append(ours()["busy"]["restore"]),
         NAIVE: naive,
     }
-    timings = interleave(calls, repeats=repeats, warmups=0)
-    make = _rows(machine, "2-megapixel JPEG to PNG", device, photos)
-    rows = [make(OURS, timings[OURS], float(np.median(busy))), make(NAIVE, timings[NAIVE], None)]
-    return Measured(rows, ratio(timings[NAIVE], timings[OURS]))
+    timings = interleave(calls, repeats=job.repeats, warmups=0)
+    rows = [
+        make(OURS, PHOTOS, job.photos, timings[OURS], float(np.median(busy))),
+        make(NAIVE, PHOTOS, job.photos, timings[NAIVE], None),
+    ]
+    return rows, ratio(timings[NAIVE], timings[OURS])
 
 
-def bench_busy(
-    folder: Path, device: str, *, photos: int, repeats: int, more: Sequence[str] = ()
-) -> Measured:
-    """Aligned faces of 512 px, JPEG to JPEG, in batches of 16: how busy the device is kept.
-
-    Args:
-        folder, device, photos, repeats, more: as `bench_photos`.
-
-    Raises:
-        FrDeployError: the command failed.
-    """
-    machine = this_machine()
-    source = folder / "crops"
-    write_crops(source, photos)
-    jpg = ("--aligned", "--ext", "jpg", "--batch", str(BATCH), *more)
-    ours = Command(folder / "ours", lambda out: serve_batch(source, out, device, *jpg))
+def _alone(job: Job, ours: "Command", make: "MakeRow", task: str, files: int) -> ServeBatchRow:
     busy: list[float] = []
-    timings = interleave(
-        {OURS: lambda: busy.append(ours()["busy"]["restore"])}, repeats=repeats, warmups=0
-    )
-    make = _rows(machine, f"512 px JPEG to JPEG, batch {BATCH}", device, photos)
-    return Measured([make(OURS, timings[OURS], float(np.median(busy)))], None)
+    calls: dict[str, Callable[[], object]] = {OURS: lambda: busy.append(ours()["busy"]["restore"])}
+    timings = interleave(calls, repeats=job.repeats, warmups=0)
+    return make(OURS, task, files, timings[OURS], float(np.median(busy)))
 
 
 class Command:
@@ -190,12 +211,12 @@ def _output(*arguments: str) -> str:
     return done.stdout
 
 
-def _rows(
-    machine: Machine, task: str, device: str, photos: int
-) -> Callable[[str, Timing, float | None], ServeBatchRow]:
+def _rows(machine: Machine, device: str) -> "MakeRow":
     date = datetime.now(UTC).isoformat(timespec="seconds")
 
-    def make(technique: str, timing: Timing, busy: float | None) -> ServeBatchRow:
+    def make(
+        technique: str, task: str, photos: int, timing: Timing, busy: float | None
+    ) -> ServeBatchRow:
         best, p20, p50, p80 = (timing.milliseconds(p) / 1e3 for p in (0, 20, 50, 80))
         return ServeBatchRow(
             **asdict(machine),

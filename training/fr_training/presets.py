@@ -35,7 +35,7 @@ class Recipe:
 
 WHOLE_FACE_LEVELS = (("mild", 0.3, 1.0), ("vqfr-v1", 0.25, 1.0), ("vqfr-v2", 0.45, 1.0))
 # Heavy damage has decibels to spare and lpips_hed to gain; at vqfr-v1 it is the other way round.
-FINISH_LEVELS = (("mild", 0.4, 1.33), ("vqfr-v1", 0.15, 0.67), ("vqfr-v2", 0.45, 2.0))
+FINISH_LEVELS = (("mild", 0.4, 1.6), ("vqfr-v1", 0.18, 0.55), ("vqfr-v2", 0.42, 2.2))
 
 # fmt: off
 RECIPES = {(r.preset, r.stage): r for r in (
@@ -44,7 +44,7 @@ RECIPES = {(r.preset, r.stage): r for r in (
     Recipe("lafr-mini", "adapter",   4_000, 8,    256, 2, 1e-3, 0.0,  0,   0.0),
     Recipe("lafr-mini", "restorer", 14_000, 4,    256, 2, 5e-4, 0.5,  96,  0.0),
     Recipe("lafr-mini", "polish",    1_600, 1,    512, 1, 1e-4, 0.7,  192, 0.005, 1.0, WHOLE_FACE_LEVELS, ema=0.99, warmup=20),
-    Recipe("lafr-mini", "finish",    6_000, 2,    512, 1, 3e-4, 1.5,  256, 0.0,   1.0, FINISH_LEVELS, recolour=0.1, ema=0.995, warmup=200),
+    Recipe("lafr-mini", "finish",    6_000, 2,    512, 1, 3e-4, 1.5,  256, 0.0,   1.5, FINISH_LEVELS, recolour=0.1, ema=0.995, warmup=200),
     Recipe("lafr-toy",  "vae",          64, 4,    64,  1, 1e-3, 0.0,  0,   0.0,  warmup=8),
     Recipe("lafr-toy",  "adapter",      64, 4,    64,  1, 1e-3, 0.0,  0,   0.0,  warmup=8),
     Recipe("lafr-toy",  "restorer",     64, 4,    64,  1, 1e-3, 0.0,  0,   0.02, warmup=8),
