@@ -1,6 +1,7 @@
 """The training loop at toy size: every stage runs, learns, resumes to the same weights, and refuses held-out seeds."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +122,26 @@ def test_resuming_gives_the_same_weights(corpus: Path, run: Path, tmp_path: Path
     fit(recipe_for("lafr-toy", "vae"), options, _quiet)
     once, resumed = _weights(run / "vae" / "model.pt"), _weights(tmp_path / "vae" / "model.pt")
     assert all(torch.equal(once[key], resumed[key]) for key in once)
+
+
+def test_a_stage_lasts_for_minutes_over_all_calls(corpus: Path, tmp_path: Path) -> None:
+    recipe, lines = replace(recipe_for("lafr-toy", "vae"), warmup=0), list[str]()
+    options = RunOptions(corpus, tmp_path, log_every=4, minutes=0.02)
+    began = time.monotonic()
+    fit(recipe, options, lines.append)
+    assert 1.2 <= time.monotonic() - began < 20
+    last = tmp_path / "vae" / "last.pt"
+    first = torch.load(last, weights_only=True)
+    assert 1.2 <= first["seconds"] < 20
+    assert first["images"] != recipe.images
+    fit(recipe, options, lines.append)  # nothing is left to do
+    assert torch.load(last, weights_only=True)["images"] == first["images"]
+    fit(recipe, replace(options, minutes=first["seconds"] / 60 + 0.02), lines.append)
+    more = torch.load(last, weights_only=True)
+    assert more["images"] > first["images"]
+    assert more["seconds"] >= first["seconds"] + 1.2
+    rates = [group["lr"] for group in more["optimizer"]["param_groups"]]
+    assert max(rates) < 0.3 * recipe.lr  # near the end of the cosine, whatever the images
 
 
 def test_batches_depend_on_the_image_number_alone(corpus: Path) -> None:

@@ -68,7 +68,17 @@ def faces(output: Path, count: int, first_seed: int, size: int, batch: int, devi
 @click.option(
     "--images", type=click.IntRange(min=1), help="Length in images [default: the recipe's]."
 )
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Length in minutes of training instead, over all calls: where a machine is there for so long.",
+)
 @click.option("--batch", type=click.IntRange(min=1), help="[default: the recipe's]")
+@click.option(
+    "--adversarial",
+    type=click.FloatRange(min=0),
+    help="Weight of that loss [default: the recipe's]",
+)
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="[default: the recipe's]")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda:N.")
 @click.option("--seed", default=0, show_default=True)
@@ -81,7 +91,9 @@ def train(
     out: Path,
     start: str | None,
     images: int | None,
+    minutes: float | None,
     batch: int | None,
+    adversarial: float | None,
     lr: float | None,
     device: str,
     seed: int,
@@ -91,11 +103,12 @@ def train(
     """Run one training STAGE. To resume, run the same command again."""
     from fr_training.loop import RunOptions, fit, recipe_for
 
-    given = {"images": images, "batch": batch, "lr": lr}
+    given = {"images": images, "batch": batch, "adversarial": adversarial, "lr": lr}
     recipe = replace(recipe_for(preset, stage), **{k: v for k, v in given.items() if v is not None})
     click.echo(json.dumps(asdict(recipe), indent=2))
     if not dry_run:
-        fit(recipe, RunOptions(data, out, start, device, seed, workers=workers), click.echo)
+        options = RunOptions(data, out, start, device, seed, workers=workers, minutes=minutes)
+        fit(recipe, options, click.echo)
 
 
 @click.command()

@@ -21,9 +21,10 @@ from torch import Tensor
 from fr_deploy.errors import UsageError
 from fr_kernels.cache import cache_dir
 from fr_training.degrade import degrade, lookup
-from fr_training.faces import HELD_OUT_FROM, FaceCorpus, make_corpus
+from fr_training.faces import HELD_OUT_FROM, FaceCorpus, generator_file, make_corpus
 from fr_training.metrics import RESAMPLES, psnr, ssim
 from fr_training.outside import outside_faces
+from fr_training.rounded import require_exact
 from fr_training.verdict import GOALS, METRICS, MUSTS, Row, judge
 
 Images = NDArray[np.uint8]
@@ -89,10 +90,15 @@ class Judge:
 
     @staticmethod
     def load(device: str = "cpu") -> "Judge":
-        """The real networks; fetches their weights on first use."""
-        from fr_deploy.faces import FaceEmbedder, deg_dlib
-        from fr_training.perceptual import LpipsHed
+        """The real networks; fetches their weights on first use.
 
+        Raises:
+            UsageError: the weights of lpips_hed are rounded ones.
+        """
+        from fr_deploy.faces import FaceEmbedder, deg_dlib
+        from fr_training.perceptual import LpipsHed, perceptual_file
+
+        require_exact(perceptual_file())
         return Judge(
             LpipsHed().to(device).eval(), FaceEmbedder(device).embed, deg_dlib, "hed-dlib", device
         )
@@ -223,8 +229,13 @@ def held_out_faces(count: int) -> tuple[Images, list[str]]:
 
     Returns:
         uint8 [count, 512, 512, 3] RGB, and their seeds as names.
+
+    Raises:
+        UsageError: the generator's weights are rounded ones, whose faces differ.
     """
     folder = cache_dir() / "heldout"
+    if not folder.exists():
+        require_exact(generator_file())
     make_corpus(folder, count + count // 8, first_seed=HELD_OUT_FROM)  # about 1 % are rejected
     corpus = FaceCorpus.open(folder, training=False)
     return np.stack([corpus[i] for i in range(count)]), [str(s) for s in corpus.seeds[:count]]

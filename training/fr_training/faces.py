@@ -8,10 +8,12 @@ the seeds alone.
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from fr_deploy.errors import NoInputError, ResourceError, UsageError
 from fr_kernels.cache import cache_dir
 from fr_training.generator import FaceGenerator, save_generator
+from fr_training.rounded import is_rounded
 
 HELD_OUT_FROM = 9_000_000
 SHARD = 64
@@ -127,18 +130,29 @@ def make_corpus(
     out.mkdir(parents=True, exist_ok=True)
     generator: FaceGenerator | None = None
     firsts = range(first_seed, first_seed + count, SHARD)
-    for done, first in enumerate(firsts):
-        path = out / f"faces-{first:08d}.npy"
-        if not path.exists():
-            generator = generator or FaceGenerator(generator_file()).to(device).eval()
-            _write_shard(path, generator, first, size, batch)
-        if not path.with_suffix(".json").exists():
-            _write_rejected(path, first)
-        if on_progress:
-            on_progress((done + 1) * SHARD, len(firsts) * SHARD)
+    # Beside the generator: on a GPU that makes hundreds of faces a second, looking at each takes longer.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looking: list[Future[None]] = []
+        for done, first in enumerate(firsts):
+            path = out / f"faces-{first:08d}.npy"
+            if not path.exists():
+                generator = generator or FaceGenerator(generator_file()).to(device).eval()
+                _write_shard(path, generator, first, size, batch)
+            if not path.with_suffix(".json").exists():
+                looking.append(pool.submit(_write_rejected, path, first))
+            if on_progress:
+                on_progress((done + 1) * SHARD, len(firsts) * SHARD)
+        for each in looking:
+            each.result()
+    if generator is not None or not (out / "manifest.json").exists():
+        _write_manifest(out, size)
+
+
+def _write_manifest(out: Path, size: int) -> None:
     manifest = {
         "generator": WHEEL,
         "sha256": WHEEL_SHA256,
+        "rounded": is_rounded(generator_file()),
         "psi": PSI_RANGE,
         "size": size,
         "shard": SHARD,

@@ -18,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fr_training.rounded import restored
+
 Node = dict[str, Any]  # {"type": str, "in": [[name, port], ...], "attr": {str: str}, "name": str}
 _DTYPES = {"f32": np.float32, "f16": np.float16, "i64": np.int64, "i32": np.int32}
 
@@ -96,7 +98,7 @@ class FaceGenerator(nn.Module):
         super().__init__()
         with safe_open(path, framework="pt") as file:
             graph: dict[str, list[Node]] = json.loads(file.metadata()["graph"])
-        tensors = load_file(path)
+        tensors = restored(load_file(path))
         self.mapping, self.synthesis = (
             _Network(
                 graph[net],

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +20,12 @@ from fr_training.faces import FaceCorpus
 from fr_training.precision import autocast, memory_format
 from fr_training.presets import RECIPES, Recipe
 from fr_training.stages import STAGES, Stage
+from fr_training.training_log import TrainingLog
 
 ORDER = ("vae", "adapter", "restorer", "polish", "finish")
 WEIGHTS = "model.pt"
+SAVE_SECONDS = 30.0
+"""At least so long between two checkpoints: a fast GPU sees a thousand images in less time than writing one takes."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class RunOptions:
     save_every: int = 1000
     log_every: int = 200
     workers: int = 2
+    minutes: float | None = None
+    """Length in minutes of training, over all calls, instead of the recipe's images."""
 
 
 def fit(recipe: Recipe, options: RunOptions, report: Callable[[str], None] = print) -> None:
@@ -66,19 +69,22 @@ def fit(recipe: Recipe, options: RunOptions, report: Callable[[str], None] = pri
     state = _State(stage, recipe)
     state.resume(folder / "last.pt")
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
-    log, started, first = _Log(folder, report), time.monotonic(), state.images
+    log, first, seconds = TrainingLog(folder, report), state.images, state.seconds
+    started = saved = time.monotonic()
     stream = batches(corpus, recipe, options.seed, state.images, workers=options.workers)
-    while state.images < recipe.images:
+    while (progress := state.progress(options.minutes)) < 1:
         torch.manual_seed(options.seed * 1_000_003 + state.images)
         batch = Batch(*(part.to(device) for part in next(stream)))
-        parts, image = _train_step(state, batch)
+        parts, image = _train_step(state, batch, progress)
         before, state.images = state.images, state.images + recipe.batch
+        state.seconds = seconds + time.monotonic() - started
         if _crossed(before, state.images, options.log_every):
             rate = (state.images - first) / (time.monotonic() - started)
             log.scalars(state.images, {**parts, "images_per_s": rate})
-        if _crossed(before, state.images, options.save_every):
+        if _crossed(before, state.images, options.save_every) and time.monotonic() >= saved:
             log.samples(state.images, batch, image)
             state.save(folder / "last.pt")
+            saved = time.monotonic() + SAVE_SECONDS
     state.save(folder / "last.pt")
     state.use_average()
     model.eval()
@@ -87,10 +93,11 @@ def fit(recipe: Recipe, options: RunOptions, report: Callable[[str], None] = pri
     report(f"{recipe.stage}: {state.images} images, weights in {folder / WEIGHTS}")
 
 
-def _train_step(state: "_State", batch: Batch) -> tuple[dict[str, float], Tensor | None]:
+def _train_step(
+    state: "_State", batch: Batch, progress: float
+) -> tuple[dict[str, float], Tensor | None]:
     stage, recipe = state.stage, state.recipe
-    progress = state.images / recipe.images
-    state.set_lr(recipe.lr * _schedule(state.images, recipe))
+    state.set_lr(recipe.lr * _schedule(state.images, progress, recipe))
     with autocast(stage.device):
         losses = stage.loss(batch, progress)
     state.optimizer.zero_grad(set_to_none=True)
@@ -110,12 +117,11 @@ def _train_step(state: "_State", batch: Batch) -> tuple[dict[str, float], Tensor
     return {key: float(value.detach()) for key, value in parts.items()}, losses.image
 
 
-def _schedule(images: int, recipe: Recipe) -> float:
-    """Linear warm-up, then half a cosine down to 2 %."""
+def _schedule(images: int, progress: float, recipe: Recipe) -> float:
+    """Linear warm-up by images, then half a cosine down to 2 % at progress 1."""
     if images < recipe.warmup:
         return (images + recipe.batch) / (recipe.warmup + recipe.batch)
-    done = (images - recipe.warmup) / max(1, recipe.images - recipe.warmup)
-    return 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
+    return 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2
 
 
 def _crossed(before: int, after: int, every: int) -> bool:
@@ -126,13 +132,17 @@ class _State:
     """Everything a checkpoint holds: weights, their average, optimisers, images seen."""
 
     def __init__(self, stage: Stage, recipe: Recipe) -> None:
-        self.stage, self.recipe, self.images = stage, recipe, 0
+        self.stage, self.recipe, self.images, self.seconds = stage, recipe, 0, 0.0
         self.optimizer = torch.optim.AdamW(stage.params, recipe.lr, (0.9, 0.99), weight_decay=1e-4)
         self.optimizer_d = None
         if stage.discriminator is not None:
             weights = stage.discriminator.parameters()
             self.optimizer_d = torch.optim.AdamW(weights, 2e-4, (0.5, 0.99))
         self.average = [p.detach().clone() for p in stage.params]
+
+    def progress(self, minutes: float | None) -> float:
+        """From 0 to 1 over the stage: by images, or by the time that all its calls have trained."""
+        return self.seconds / (60 * minutes) if minutes else self.images / self.recipe.images
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -153,6 +163,7 @@ class _State:
     def save(self, path: Path) -> None:
         state: dict[str, Any] = {
             "images": self.images,
+            "seconds": self.seconds,
             "recipe": asdict(self.recipe),
             "model": self.stage.model.state_dict(),
             "scaling": self.stage.model.scaling,
@@ -176,7 +187,7 @@ class _State:
         }
         if changed:
             raise UsageError(f"{path} is of another recipe: {changed}; choose another --out")
-        self.images = state["images"]
+        self.images, self.seconds = state["images"], state["seconds"]
         self.stage.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]
@@ -238,40 +249,6 @@ def last_weights(out: Path) -> Path:
     raise UsageError(
         f"{out}: no {WEIGHTS} of restorer, polish or finish; run: fr-deploy train restorer --out {out}"
     )
-
-
-class _Log:
-    """One JSON line a tick, TensorBoard when it is installed, and sample grids as PNG."""
-
-    def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
-        self.folder, self.report = folder, report
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(folder))
-        except ModuleNotFoundError:
-            report('no TensorBoard curves: pip install "fr-deploy[train]"')
-            self.board = None
-
-    def scalars(self, images: int, values: dict[str, float]) -> None:
-        line = {"images": images, **{key: round(value, 5) for key, value in values.items()}}
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.report(" ".join(f"{key}={value:g}" for key, value in line.items()))
-        for key, value in values.items():
-            if self.board is not None:
-                self.board.add_scalar(key, value, images)
-
-    def samples(self, images: int, batch: Batch, made: Tensor | None) -> None:
-        """Rows of degraded, made, clean."""
-        columns = (
-            [batch.degraded, batch.clean] if made is None else [batch.degraded, made, batch.clean]
-        )
-        grid = torch.cat([torch.cat(list(c.detach().float()[:4]), 2) for c in columns], 1)
-        pixels = ((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-        cv2.imwrite(
-            str(self.folder / f"samples-{images:08d}.png"), np.ascontiguousarray(pixels[..., ::-1])
-        )
 
 
 def recipe_for(preset: str, stage: str) -> Recipe:

