@@ -24,6 +24,8 @@ from fr_deploy.batch.lines import read_lines
 
 FAKE = "fake:1ms"
 PATIENCE_S = 120
+ANSWER_S = 10
+"""A refusal takes no longer."""
 
 
 def small_photo(seed: int, side: int = 32, kind: str = "PNG") -> bytes:
