@@ -22,7 +22,7 @@ from batch_cli import (
     results,
     wait_until,
 )
-from fr_bench.soak_ray import family, until_gone
+from fr_bench.killing import family, until_gone
 
 __all__ = ["fast"]  # a fixture
 ROOT = Path(__file__).parents[1]
