@@ -16,14 +16,14 @@ from fr_deploy.errors import UsageError
 @pytest.mark.parametrize(
     "text", ["in/", "photos", "ray://head:10001", "head:0", "head:70000", ":6379"]
 )
-def test_what_is_no_address_is_refused(text):
+def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--ray"):
         parse_address(text)
     assert parse_address("head-1.lan:6379") == "head-1.lan:6379"
 
 
 @pytest.mark.parametrize("devices", [("cuda:0",), ("cuda:0", "cuda:1"), (FAKE, FAKE)])
-def test_devices_that_ray_has_to_choose_are_refused(devices):
+def test_devices_that_ray_has_to_choose_are_refused(devices: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match="with --ray it is one of"):
         check_ray(RayChoice(), Ask((), devices))
 
@@ -39,14 +39,14 @@ def refused(tmp_path: Path, *more: object) -> str:
     return done.stderr
 
 
-def test_an_address_where_nothing_answers_is_refused_in_time(tmp_path):
+def test_an_address_where_nothing_answers_is_refused_in_time(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert "nothing answers" in refused(tmp_path, "--ray", f"127.0.0.1:{port}")
     assert "nothing answers" in refused(tmp_path, "--ray", f"127.0.0.1:{port}")
 
 
-def test_an_address_of_something_else_is_refused_in_time(tmp_path):
+def test_an_address_of_something_else_is_refused_in_time(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -60,7 +60,7 @@ def test_an_address_of_something_else_is_refused_in_time(tmp_path):
     assert "no head of Ray" in text
 
 
-def test_a_bare_ray_before_src_is_explained(tmp_path):
+def test_a_bare_ray_before_src_is_explained(tmp_path: Path) -> None:
     done = batch("--ray", make_photos(tmp_path / "in", 1), tmp_path / "out")
     assert done.returncode == 2
     assert "--ray=local" in done.stderr or "name SRC" in done.stderr

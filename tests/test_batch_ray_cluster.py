@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_ray_goes_on_with_what_was_begun_without_it_and_writes_the_same(fast):
+def test_ray_goes_on_with_what_was_begun_without_it_and_writes_the_same(fast: Path) -> None:
     source, out, whole = make_photos(fast / "in", 60), fast / "out", fast / "whole"
     fixed = ("--aligned", "--device", "fake:20ms+5ms", "--batch", 2, "--progress", "none")
     assert batch(source, whole, *fixed).returncode == 0
@@ -53,7 +53,7 @@ def test_ray_goes_on_with_what_was_begun_without_it_and_writes_the_same(fast):
 
 
 @pytest.mark.slow
-def test_the_real_model_gives_the_same_bytes_under_ray(fast):
+def test_the_real_model_gives_the_same_bytes_under_ray(fast: Path) -> None:
     photos = sorted((ROOT / "assets" / "demo").glob("*.jpg"))[:3]
     assert len(photos) == 3
     fixed = ("--device", "cpu", "--fixed-bucket", 1, "--progress", "none")
@@ -144,7 +144,7 @@ class Cluster:
 
 
 @pytest.mark.slow
-def test_two_nodes_of_which_one_ends(cluster, fast):
+def test_two_nodes_of_which_one_ends(cluster: Cluster, fast: Path) -> None:
     source, out = make_photos(fast / "in", 240), fast / "out"
     fixed = ("--aligned", "--device", "fake:20ms+5ms", "--batch", 2, "--progress", "none")
     with cluster.run(source, fast / "none", "--device", "cuda") as run:

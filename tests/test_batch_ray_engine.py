@@ -90,7 +90,7 @@ def run_scripted(
     return found
 
 
-def test_a_photo_that_ends_its_actor_is_given_up_and_no_other(tmp_path):
+def test_a_photo_that_ends_its_actor_is_given_up_and_no_other(tmp_path: Path) -> None:
     fleet = Scripted(poison={7})
     found = run_scripted(fleet, tmp_path)
     failures = {
@@ -102,7 +102,7 @@ def test_a_photo_that_ends_its_actor_is_given_up_and_no_other(tmp_path):
     assert found[19].attempts <= 1 + LOSSES
 
 
-def test_actors_that_end_again_and_again_end_the_run(tmp_path):
+def test_actors_that_end_again_and_again_end_the_run(tmp_path: Path) -> None:
     fleet = Scripted(ready=0)
     with pytest.raises(ResourceError, match=f"{MOST_SETUP_DEATHS} actors ended"):
         run_scripted(fleet, tmp_path)
@@ -112,14 +112,14 @@ def test_actors_that_end_again_and_again_end_the_run(tmp_path):
         run_scripted(fleet, tmp_path, 1000)
 
 
-def test_the_watchdog_replaces_the_actors_once_and_then_ends_the_run(tmp_path):
+def test_the_watchdog_replaces_the_actors_once_and_then_ends_the_run(tmp_path: Path) -> None:
     fleet = Scripted(silent=True)
     with pytest.raises(ResourceError, match="no record came"):
         run_scripted(fleet, tmp_path, watchdog=0.3)
     assert fleet.begun == 2
 
 
-def test_a_photo_of_earlier_runs_is_alone_everywhere():
+def test_a_photo_of_earlier_runs_is_alone_everywhere() -> None:
     alone = iter([(item(0), False), (item(1), True), (item(2), False)])
     desk = Desk(alone, lambda one, alone: None, 3)
     first: set[int] = set()
@@ -135,14 +135,14 @@ def test_a_photo_of_earlier_runs_is_alone_everywhere():
     assert [e.item.index for e in desk.take(first, 8)] == [2]
 
 
-def test_parts_of_lost_photos_are_removed_and_no_others(tmp_path):
+def test_parts_of_lost_photos_are_removed_and_no_others(tmp_path: Path) -> None:
     for name in ("00ff-3.part", "00ff-13.part", "aa-3.part", "other"):
         (tmp_path / name).touch()
     remove_parts_of(tmp_path, {3})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00ff-13.part", "other"]
 
 
-def test_an_actor_on_another_disk_or_of_another_version_is_refused(tmp_path):
+def test_an_actor_on_another_disk_or_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     source = tmp_path / "in"
     source.mkdir()
