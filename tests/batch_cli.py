@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,12 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fr_bench import killing
+from fr_bench.killing import members as members  # for the tests of a run put together
+from fr_bench.soak_runs import ledger_lines, records
 from fr_deploy.batch.item import Record
-from fr_deploy.batch.ledger import read_outcomes
 from fr_deploy.batch.lines import read_lines
 
 FAKE = "fake:1ms"
 PATIENCE_S = 120
+ANSWER_S = 10
+"""A refusal takes no longer."""
 
 
 def small_photo(seed: int, side: int = 32, kind: str = "PNG") -> bytes:
@@ -63,44 +66,16 @@ def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-class Group:
+class Group(killing.Group):
     """A run in a session of its own; whatever is left of it is killed at the end."""
 
     def __init__(self, *arguments: object, **more: Any) -> None:
-        given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more
-        self.process = subprocess.Popen(command(*arguments), start_new_session=True, **given)
-
-    def __enter__(self) -> "Group":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.kill()
-        self.process.communicate()
-
-    def kill(self) -> None:
-        """SIGKILL to every process of the group, and wait until they are gone."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(PATIENCE_S)
-        wait_until(lambda: not members(self.process.pid), "the group is gone")
+        super().__init__(command(*arguments), **more)
 
     def ended(self) -> tuple[int, str, str]:
         """Exit code, stdout and stderr."""
         out, err = self.process.communicate(timeout=PATIENCE_S)
         return self.process.returncode, out, err
-
-
-def members(group: int) -> list[int]:
-    """The processes of a group that are no zombies."""
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError, ValueError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == group and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
 
 
 def wait_until(true: Callable[[], bool], what: str, seconds: float = PATIENCE_S) -> None:
@@ -112,14 +87,6 @@ def wait_until(true: Callable[[], bool], what: str, seconds: float = PATIENCE_S)
 
 def state_of(out: Path) -> Path:
     return out / ".fr-deploy"
-
-
-def records(out: Path) -> list[Record]:
-    return list(read_outcomes(state_of(out) / "ledger.jsonl"))
-
-
-def ledger_lines(out: Path) -> int:
-    return sum(line.value is not None for line in read_lines(state_of(out) / "ledger.jsonl"))
 
 
 def begun_lines(out: Path) -> int:

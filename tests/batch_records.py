@@ -4,13 +4,16 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fr_deploy.batch.item import Item, Output, Record
 from fr_deploy.batch.plan import Plan
+from fr_deploy.batch.runfile import Run
 from fr_deploy.batch.state import State
 from fr_deploy.batch.work import Finished
+from fr_deploy.errors import ResourceError
 
 if TYPE_CHECKING:  # half a second of each process that tests start
     import pytest
@@ -61,6 +64,19 @@ def begin(
         state.close()
         raise
     return state
+
+
+def run_of(state: State) -> Run:
+    assert state.run
+    return state.run
+
+
+def error_of(action: Callable[[], None]) -> ResourceError | None:
+    try:
+        action()
+    except ResourceError as error:
+        return error
+    return None
 
 
 class Disk:

@@ -3,6 +3,7 @@
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def write_archive(source: Path, bad: dict[str, tuple[bytes, set[str]]]) -> list[
 
 
 @pytest.mark.slow
-def test_two_thousand_files_with_thirty_kinds_of_bad_ones(fast, record_property):
+def test_two_thousand_files_with_thirty_kinds_of_bad_ones(fast: Path, record_property: Any) -> None:
     source, out, bad = fast / "in", fast / "out", bad_kinds()
     assert len(bad) == 30
     good = write_archive(source, bad)
@@ -89,7 +90,7 @@ def test_two_thousand_files_with_thirty_kinds_of_bad_ones(fast, record_property)
     )
 
 
-def test_odd_names_survive(fast):
+def test_odd_names_survive(fast: Path) -> None:
     source, out = fast / "in", fast / "out"
     source.mkdir()
     for index, name in enumerate(ODD_NAMES):
@@ -112,7 +113,7 @@ def test_odd_names_survive(fast):
     assert "\u202e" not in text
 
 
-def test_members_of_an_archive_stay_in_the_destination(fast):
+def test_members_of_an_archive_stay_in_the_destination(fast: Path) -> None:
     names = ["../escape.png", "/rooted.png", "a/../../b.png", "plain.png"]
     with tarfile.open(fast / "photos.tar", "w") as tar:
         for index, name in enumerate(names):

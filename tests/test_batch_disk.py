@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def fill(disk: Path, *, leave: int) -> Path:
 
 
 @pytest.mark.slow
-def test_full_at_several_moments(tmp_path, small_disk, record_property):
+def test_full_at_several_moments(tmp_path: Path, small_disk: Path, record_property: Any) -> None:
     source = make_photos(tmp_path / "in", ITEMS, side=64)
     assert restore_aligned(source, tmp_path / "whole").returncode == 0
     stood: list[int] = []
@@ -73,7 +74,7 @@ def test_full_at_several_moments(tmp_path, small_disk, record_property):
 
 
 @pytest.mark.slow
-def test_full_tar_shards(tmp_path, small_disk):
+def test_full_tar_shards(tmp_path: Path, small_disk: Path) -> None:
     source, out = make_photos(tmp_path / "in", ITEMS, side=64), small_disk / "out"
     filler = fill(small_disk, leave=400 * 1024)
     done = restore_aligned(source, out, "--sink", "tar")
@@ -84,7 +85,9 @@ def test_full_tar_shards(tmp_path, small_disk):
     assert f"{ITEMS} photos, {ITEMS} outcomes, {ITEMS} files" in verified.stdout
 
 
-def test_a_disk_that_cannot_be_written_is_refused_before_any_work(tmp_path, small_disk):
+def test_a_disk_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, small_disk: Path
+) -> None:
     source, out = make_photos(tmp_path / "in", 3), small_disk / "out"
     out.mkdir()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -95,7 +98,7 @@ def test_a_disk_that_cannot_be_written_is_refused_before_any_work(tmp_path, smal
     assert not (tmp_path / "state" / "items.jsonl").exists(), "not even the list was made"
 
 
-def test_a_file_where_the_destination_should_be(tmp_path):
+def test_a_file_where_the_destination_should_be(tmp_path: Path) -> None:
     source, out = make_photos(tmp_path / "in", 1), tmp_path / "out"
     out.write_text("mine")
     done = restore_aligned(source, out)

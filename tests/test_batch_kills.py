@@ -2,6 +2,8 @@
 
 import random
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +31,7 @@ IN_FLIGHT = 2 * BATCH + 2 * (1 + 1)
 """As `pace_of` has it for one device, one preparer and one finisher."""
 
 
-def one_start(source, out, chance):
+def one_start(source: Path, out: Path, chance: random.Random) -> int:
     """Start, wait for the first record of this start, wait a little, kill; how many items were begun."""
     before = ledger_lines(out)
     arguments = (source, out, "--aligned", "--device", SLOW, "--batch", BATCH, "--progress", "none")
@@ -43,7 +45,7 @@ def one_start(source, out, chance):
 
 
 @pytest.mark.slow
-def test_fifty_kills_of_the_group(fast, record_property):
+def test_fifty_kills_of_the_group(fast: Path, record_property: Any) -> None:
     source, out, whole = make_photos(fast / "in", ITEMS), fast / "out", fast / "whole"
     chance = random.Random(1)
     begun = kills = 0
@@ -70,7 +72,7 @@ def test_fifty_kills_of_the_group(fast, record_property):
     assert results(out) == results(whole)
 
 
-def test_a_run_killed_twice_ends_as_one_that_was_not(fast):
+def test_a_run_killed_twice_ends_as_one_that_was_not(fast: Path) -> None:
     source, out, whole = make_photos(fast / "in", 24), fast / "out", fast / "whole"
     for _ in range(2):
         one_start(source, out, random.Random(2))

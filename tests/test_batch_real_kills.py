@@ -3,7 +3,9 @@
 import io
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +35,7 @@ def hundred_photos(folder: Path) -> Path:
     return folder
 
 
-def one_start(out, chance, arguments):
+def one_start(out: Path, chance: random.Random, arguments: Sequence[object]) -> int:
     """Start, wait for six records of this start, wait a little, kill; how many photos were begun."""
     before = ledger_lines(out)
     with Group(*arguments) as run:
@@ -49,7 +51,9 @@ def one_start(out, chance, arguments):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_hundred_photos_with_the_embedded_model_killed_five_times(tmp_path, record_property):
+def test_a_hundred_photos_with_the_embedded_model_killed_five_times(
+    tmp_path: Path, record_property: Any
+) -> None:
     source, out = hundred_photos(tmp_path / "in"), tmp_path / "out"
     chance, begun = random.Random(5), 0
     arguments = (source, out, "--device", "cpu", "--batch", 4, "--progress", "none")

@@ -4,6 +4,7 @@ import io
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from test_report import CHROMIUM, NASTY, Page, browser
 
 import odd_inputs as odd
 from fr_deploy.batch import pictures as pictures_module
-from fr_deploy.batch.item import Item, Record, item_id
+from fr_deploy.batch.item import Item, Record, Status, item_id
 from fr_deploy.batch.pictures import MAX_PICTURED, PictureBook, Pictures, jpeg_size
 from fr_deploy.batch.report import MAX_ROWS, write_batch_report
 
@@ -32,14 +33,16 @@ HEAVY = jpeg(odd.gradient(240, 320) // 2 + NOISE), jpeg(odd.gradient(240, 320) /
 FACE = jpeg(odd.gradient(160, 160)), jpeg(255 - odd.gradient(160, 160))
 
 
-def record(index: int, name: str = "", status="restored", **more) -> Record:
+def record(index: int, name: str = "", status: Status = "restored", **more: Any) -> Record:
     name = name or f"folder/photo {index}.jpg"
     faces = [{"box": [1, 2, 3, 4], "angle": 20.0 + index % 40, "blend": 1.0}]
     more = {"ms": {"decode": 10.0, "restore": 40.0 + index}, "faces": faces} | more
     return Record(index, item_id(name), name, status, **more)
 
 
-def write(tmp_path: Path, records: list[Record], pictured: int, photo=PHOTO) -> str:
+def write(
+    tmp_path: Path, records: list[Record], pictured: int, photo: tuple[bytes, bytes] = PHOTO
+) -> str:
     book = Pictures(tmp_path / "pictures.jsonl")
     for one in records[:pictured]:
         book.add(one.id, [photo, FACE])
@@ -59,7 +62,7 @@ def mixed(count: int) -> list[Record]:
     return [record(i, NASTY + str(i) if i == 1 else "") for i in range(count)] + bad
 
 
-def test_structure(tmp_path):
+def test_structure(tmp_path: Path) -> None:
     page = Page(write(tmp_path, mixed(6), 4))
     assert len(page.all("article")) == 4
     assert [a["alt"] for a in page.all("img")] == ["before", "after"] * 8
@@ -75,7 +78,7 @@ def test_structure(tmp_path):
     assert sum(a.get("class") == "failed" for a in page.all("tr")) == 4  # by reason, and each
 
 
-def test_names_and_messages_are_escaped(tmp_path):
+def test_names_and_messages_are_escaped(tmp_path: Path) -> None:
     text = write(tmp_path, mixed(3), 3)
     page = Page(text)
     assert len(page.all("script")) == 1
@@ -86,7 +89,9 @@ def test_names_and_messages_are_escaped(tmp_path):
     assert "http" not in text.replace("http-equiv", "")
 
 
-def test_pictures_are_capped_and_kept_over_starts(tmp_path, monkeypatch):
+def test_pictures_are_capped_and_kept_over_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pictures_module, "MAX_PICTURED", 3)
     path = tmp_path / "pictures.jsonl"
     for start in (0, 2):  # the second start meets item 2 again
@@ -104,7 +109,7 @@ def test_pictures_are_capped_and_kept_over_starts(tmp_path, monkeypatch):
     assert path.read_bytes().count(b"0badc0de") == 1  # the first was dropped
 
 
-def test_rows_are_capped_then_counted(tmp_path):
+def test_rows_are_capped_then_counted(tmp_path: Path) -> None:
     bad = [record(i, status="failed", reason="x", message="y") for i in range(MAX_ROWS + 5)]
     good = [record(9000 + i) for i in range(MAX_ROWS + 7)]
     page = Page(write(tmp_path, bad + good, 0))
@@ -112,19 +117,21 @@ def test_rows_are_capped_then_counted(tmp_path):
     assert "and 12 more, in the ledger" in page.words
 
 
-def test_size_of_a_jpeg():
+def test_size_of_a_jpeg() -> None:
     assert jpeg_size(PHOTO[0]) == (320, 240)
     assert (
         jpeg_size(b"") == jpeg_size(b"\xff\xd8\xff") == jpeg_size(b"not a picture at all") == (0, 0)
     )
 
 
-def test_an_item_knows_its_id():
+def test_an_item_knows_its_id() -> None:
     assert Item(0, "a.jpg", "/x/a.jpg", "a.jpg").id == item_id("a.jpg")
 
 
 @pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
-def test_500_pictured_items_open_in_two_seconds(browser, tmp_path, record_property):
+def test_500_pictured_items_open_in_two_seconds(
+    browser: Any, tmp_path: Path, record_property: Any
+) -> None:
     text = write(tmp_path, mixed(600), MAX_PICTURED, HEAVY)
     page = browser.new_page()
     errors: list[str] = []

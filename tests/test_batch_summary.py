@@ -1,16 +1,17 @@
 """What a run's end says, and that counting a million items takes no memory."""
 
 import tracemalloc
+from typing import Any
 
 import pytest
 
-from fr_deploy.batch.item import Output, Record
+from fr_deploy.batch.item import Output, Record, Status
 from fr_deploy.batch.summary import EXAMPLES, Histogram, Load, Tally, bottleneck, summary_lines
 
 LOADS = {"prepare": Load(0.2, 2), "restore": Load(0.95, 1), "finish": Load(0.1, 1)}
 
 
-def record(index: int, status="restored", **more) -> Record:
+def record(index: int, status: Status = "restored", **more: Any) -> Record:
     return Record(index, f"{index:032x}", f"photo {index}.jpg", status, **more)
 
 
@@ -21,12 +22,12 @@ def tally_of(*records: Record) -> Tally:
     return tally
 
 
-def text(tally: Tally, **more) -> str:
+def text(tally: Tally, **more: Any) -> str:
     given = {"total": tally.done, "new": tally.done, "seconds": 10.0, "loads": LOADS} | more
     return "\n".join(summary_lines(tally, **given))
 
 
-def test_counts_and_speed():
+def test_counts_and_speed() -> None:
     faces = [{"box": [0, 0, 1, 1], "angle": 31.0, "blend": 0.5}, {"box": [0, 0, 1, 1]}]
     tally = tally_of(
         record(0, faces=faces, outputs=[Output("a.jpg", 10, "")], warnings=["first_frame_only"]),
@@ -43,7 +44,7 @@ def test_counts_and_speed():
     assert dict(tally.angles.bars()) == {"30 to 35": 1}
 
 
-def test_failures_are_told_by_reason_with_examples():
+def test_failures_are_told_by_reason_with_examples() -> None:
     records = [record(i, "failed", reason="truncated", message=f"at {i}") for i in range(50)]
     records.append(record(99, "failed", reason="decoder_killed", message="\x1b[31msignal 11\n"))
     told = text(tally_of(*records))
@@ -55,7 +56,7 @@ def test_failures_are_told_by_reason_with_examples():
     assert told.index("truncated") < told.index("decoder_killed")
 
 
-def test_outcomes_of_earlier_starts_count():
+def test_outcomes_of_earlier_starts_count() -> None:
     tally = tally_of(record(0))
     tally.add_earlier({("restored", ""): 5, ("failed", "truncated"): 2, ("failed", "corrupt"): 0})
     told = text(tally, new=1)
@@ -65,7 +66,7 @@ def test_outcomes_of_earlier_starts_count():
     assert tally.exit_code() == 3
 
 
-def test_busy_stages_and_the_bottleneck():
+def test_busy_stages_and_the_bottleneck() -> None:
     told = text(tally_of(record(0)))
     assert "prepare 20% of 2 processes, restore 95% of 1 process, finish 10% of 1 process" in told
     assert told.endswith("1 photo in 10 s, 0.1 a second")
@@ -86,12 +87,12 @@ def test_busy_stages_and_the_bottleneck():
         ([], 4),
     ],
 )
-def test_exit_codes(statuses, code):
+def test_exit_codes(statuses: list[tuple[Status, str]], code: int) -> None:
     records = [record(i, status, reason=reason) for i, (status, reason) in enumerate(statuses)]
     assert tally_of(*records).exit_code() == code
 
 
-def test_histogram_has_a_place_for_every_value():
+def test_histogram_has_a_place_for_every_value() -> None:
     histogram = Histogram((1.0, 2.0))
     for value in (-5.0, 0.99, 1.0, 2.0, 1e9):
         histogram.add(value)
@@ -99,7 +100,7 @@ def test_histogram_has_a_place_for_every_value():
     assert list(Histogram((1.0,)).bars()) == []
 
 
-def test_memory_does_not_grow_with_items_or_with_hostile_codes():
+def test_memory_does_not_grow_with_items_or_with_hostile_codes() -> None:
     tally = Tally()
 
     def count(first: int, last: int) -> None:

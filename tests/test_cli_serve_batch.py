@@ -1,14 +1,12 @@
-"""`fr-deploy serve-batch` from the outside: options, exit codes, signals, watching, resuming."""
+"""`fr-deploy serve-batch` from the outside: options, exit codes, streams, resuming."""
 
 import functools
 import http.server
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
-import time
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -18,7 +16,6 @@ from batch_cli import (
     FAKE,
     Group,
     batch,
-    begun_lines,
     check_standing,
     document,
     fast,
@@ -42,7 +39,7 @@ def usage(*arguments: str) -> str:
     return done.stderr
 
 
-def test_the_parent_imports_nothing_heavy():
+def test_the_parent_imports_nothing_heavy() -> None:
     """A million photos are moved by a process that holds neither torch nor OpenCV."""
     script = (
         "import sys, fr_deploy.batch.run, fr_deploy.cli.serve_batch, fr_deploy.cli.serve_batch_output\n"
@@ -54,7 +51,7 @@ def test_the_parent_imports_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
-def test_addresses_are_fetched_when_allowed(fast):
+def test_addresses_are_fetched_when_allowed(fast: Path) -> None:
     source = make_photos(fast / "in", 2)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(source))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -72,7 +69,7 @@ def test_addresses_are_fetched_when_allowed(fast):
     assert list(results(fast / "out").values()) == [results(fast / "same")[name]]
 
 
-def test_what_is_no_subcommand_is_a_source(fast):
+def test_what_is_no_subcommand_is_a_source(fast: Path) -> None:
     source = make_photos(fast / "status", 2)
     done = restore_aligned(source, fast / "out")
     assert done.returncode == 0, done.stderr
@@ -95,12 +92,12 @@ def test_what_is_no_subcommand_is_a_source(fast):
         (["--device", "fake:fast"], "fake:BASEms+PER_FACEms"),
     ],
 )
-def test_wrong_usage(tmp_path, arguments, text):
+def test_wrong_usage(tmp_path: Path, arguments: list[str], text: str) -> None:
     (tmp_path / "a.png").write_bytes(small_photo(0))
     assert text in usage(str(tmp_path / "a.png"), str(tmp_path / "out"), *arguments)
 
 
-def test_json_and_progress_keep_to_their_streams(fast):
+def test_json_and_progress_keep_to_their_streams(fast: Path) -> None:
     source = make_photos(fast / "in", 3)
     (source / "bad.png").write_bytes(b"nothing")
     done = restore_aligned(source, fast / "out", "--json", "--progress", "json")
@@ -114,7 +111,7 @@ def test_json_and_progress_keep_to_their_streams(fast):
     assert "bad.png" in done.stderr
 
 
-def test_nothing_to_do_is_exit_code_4(tmp_path):
+def test_nothing_to_do_is_exit_code_4(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     done = restore_aligned(tmp_path / "in", tmp_path / "out")
     assert done.returncode == 4
@@ -122,14 +119,14 @@ def test_nothing_to_do_is_exit_code_4(tmp_path):
     assert "no photo found" in done.stderr
 
 
-def test_only_bad_photos_are_exit_code_4(tmp_path):
+def test_only_bad_photos_are_exit_code_4(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"nothing")
     done = restore_aligned(tmp_path / "a.png", tmp_path / "out")
     assert done.returncode == 4
     assert "no usable photo" in done.stdout
 
 
-def test_a_dry_run_writes_nothing(fast):
+def test_a_dry_run_writes_nothing(fast: Path) -> None:
     source = make_photos(fast / "in", 3)
     done = restore_aligned(source, fast / "out", "--dry-run")
     assert done.returncode == 0
@@ -141,7 +138,7 @@ def test_a_dry_run_writes_nothing(fast):
     assert "photo 00000" in done.stderr
 
 
-def test_resume_refuses_what_would_make_other_bytes(fast):
+def test_resume_refuses_what_would_make_other_bytes(fast: Path) -> None:
     source, out = make_photos(fast / "in", 3), fast / "out"
     assert restore_aligned(source, out).returncode == 0
 
@@ -161,7 +158,7 @@ def test_resume_refuses_what_would_make_other_bytes(fast):
     assert run["mixed"][0]["fields"] == {"plan.quality": [95, 80]}
 
 
-def test_resume_needs_no_sources_and_no_working_directory(fast):
+def test_resume_needs_no_sources_and_no_working_directory(fast: Path) -> None:
     make_photos(fast / "in", 4)
     out = fast / "out"
     done = batch("in", "out", "--aligned", "--device", FAKE, "--progress", "none", cwd=fast)
@@ -178,79 +175,7 @@ def test_resume_needs_no_sources_and_no_working_directory(fast):
     assert batch("verify", out).returncode == 0
 
 
-def test_a_second_run_at_the_same_time_is_refused(fast):
-    source, out = make_photos(fast / "in", 40), fast / "out"
-    arguments = (source, out, "--aligned", "--device", "fake:500ms", "--batch", 1)
-    with Group(*arguments, "--progress", "none") as run:
-        wait_until(lambda: (state_of(out) / "run.json").exists(), "the run is begun")
-        done = batch("resume", out, "--progress", "none")
-        assert done.returncode == 2
-        assert f"process {run.process.pid}" in done.stderr
-        status = batch("status", out)
-        assert f"at work: process {run.process.pid}" in status.stdout
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_saves_and_says_how_to_resume(fast, number):
-    source, out = make_photos(fast / "in", 60), fast / "out"
-    arguments = (source, out, "--aligned", "--device", "fake:200ms", "--batch", 2)
-    with Group(*arguments, "--progress", "none") as run:
-        wait_until(lambda: ledger_lines(out) > 0, "a first record")
-        began = time.monotonic()
-        os.killpg(run.process.pid, number)  # as a terminal does it
-        code, text, errors = run.ended()
-        took = time.monotonic() - began
-    assert code == 128 + number, errors
-    assert "finishing what is in flight" in errors
-    assert f"resume with: fr-deploy serve-batch resume {out}" in text
-    assert took < 15
-    found = check_standing(out)
-    assert 0 < len(found) < 60
-    begun = (state_of(out) / "begun.jsonl").read_text()
-    assert '"ended"' in begun, "what was in flight is blamed for nothing"
-    done = batch("resume", out, "--device", FAKE, "--progress", "none")
-    assert done.returncode == 0, done.stderr
-    assert len(check_standing(out)) == 60
-
-
-def test_the_second_signal_stops_at_once(fast):
-    source, out = make_photos(fast / "in", 60), fast / "out"
-    arguments = (source, out, "--aligned", "--device", "fake:9000ms", "--batch", 4)
-    with Group(*arguments, "--progress", "none") as run:
-        wait_until(lambda: begun_lines(out) > 0, "the first is begun")
-        time.sleep(0.5)
-        run.process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-        assert run.process.poll() is None
-        began = time.monotonic()
-        run.process.send_signal(signal.SIGINT)
-        code, _, errors = run.ended()
-    assert code == 130, errors
-    assert time.monotonic() - began < 6
-    check_standing(out)
-
-
-def test_watching_takes_new_photos_until_it_is_ended(fast):
-    source, out = make_photos(fast / "in", 2), fast / "out"
-    arguments = (source, out, "--aligned", "--device", FAKE, "--progress", "none", "--watch")
-    with Group(*arguments) as run:
-        wait_until(lambda: ledger_lines(out) == 2, "the first two")
-        (source / "late.png").write_bytes(small_photo(7))
-        (source / "late.part").write_bytes(b"is no photo by its name")
-        wait_until(lambda: ledger_lines(out) == 3, "the one that came late")
-        run.process.send_signal(signal.SIGTERM)
-        code, text, errors = run.ended()
-    assert code == 0, errors
-    assert "3 done" in text
-    assert sorted(results(out)) == ["000/photo 00000.png", "000/photo 00001.png", "late.png"]
-    (source / "later.png").write_bytes(small_photo(8))
-    with Group("resume", out, "--progress", "none") as run:
-        wait_until(lambda: ledger_lines(out) == 4, "what came between two starts")
-        run.process.send_signal(signal.SIGINT)
-        assert run.ended()[0] == 0
-
-
-def test_watching_looks_into_folders_alone(tmp_path):
+def test_watching_looks_into_folders_alone(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(small_photo(0))
     given = [str(tmp_path / "out"), "--device", FAKE, "--watch"]
     assert "looks into folders" in usage(str(tmp_path / "a.png"), *given)
@@ -258,7 +183,7 @@ def test_watching_looks_into_folders_alone(tmp_path):
     assert "use --sink tree" in usage(str(tmp_path), *given, *more)
 
 
-def test_a_destination_whose_name_is_no_text(fast):
+def test_a_destination_whose_name_is_no_text(fast: Path) -> None:
     source, out = make_photos(fast / "in", 2), fast / "caf\udce9\n"
     done = restore_aligned(source, out, "--report", out / "report.html")
     assert done.returncode == 0, done.stderr
@@ -267,7 +192,7 @@ def test_a_destination_whose_name_is_no_text(fast):
     assert "$'" in batch("verify", out).stdout
 
 
-def test_shards_are_merged_and_reported(fast):
+def test_shards_are_merged_and_reported(fast: Path) -> None:
     source, out = make_photos(fast / "in", 30), fast / "out"
     for shard in (0, 1, 2):
         report = fast / f"{shard}.html"
@@ -284,7 +209,7 @@ def test_shards_are_merged_and_reported(fast):
     assert batch("verify", out).returncode == 0
 
 
-def test_sidecars_say_what_the_ledger_says(fast):
+def test_sidecars_say_what_the_ledger_says(fast: Path) -> None:
     source, out = make_photos(fast / "in", 2), fast / "out"
     assert restore_aligned(source, out, "--sidecar").returncode == 0
     for record in records(out):
@@ -296,7 +221,7 @@ def test_sidecars_say_what_the_ledger_says(fast):
         assert not {"ms", "at", "host"} & value.keys()
 
 
-def test_what_is_changed_or_gone_after_listing_is_said(fast):
+def test_what_is_changed_or_gone_after_listing_is_said(fast: Path) -> None:
     source, out = make_photos(fast / "in", 30), fast / "out"
     arguments = (source, out, "--aligned", "--device", "fake:300ms", "--batch", 1)
     with Group(*arguments, "--progress", "none") as run:

@@ -3,9 +3,23 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
+
+from fr_deploy.cli.options import Command
+
+
+def _results_option(name: str, when: str = "") -> Callable[[Command], Command]:
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("benchmarks/results"),
+        show_default=True,
+        help=f"Folder to append {name}.csv and {name}.jsonl in{when}.",
+    )
 
 
 @click.group()
@@ -21,14 +35,7 @@ def bench() -> None:
     help="Embedded name, bundle folder or hub id.",
 )
 @click.option("--repeats", default=9, show_default=True, type=click.IntRange(min=3))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("benchmarks/results"),
-    show_default=True,
-    help="Folder to append restore.csv and restore.jsonl in.",
-)
+@_results_option("restore")
 def restore(model: str, repeats: int, output: Path) -> None:
     """Time the restoration of one aligned face, against plain diffusers modules.
 
@@ -70,14 +77,7 @@ def restore(model: str, repeats: int, output: Path) -> None:
 )
 @click.option("--repeats", default=9, show_default=True, type=click.IntRange(min=3))
 @click.option("--without", multiple=True, help="A technique to leave out; repeatable.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("benchmarks/results"),
-    show_default=True,
-    help="Folder to append pipeline.csv and pipeline.jsonl in.",
-)
+@_results_option("pipeline")
 def pipeline(
     model: str,
     device: str,
@@ -135,14 +135,7 @@ def pipeline(
     show_default=True,
     help="Repeatable.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("benchmarks/results"),
-    show_default=True,
-    help="Folder to append kernels.csv and kernels.jsonl in; on a GPU alone.",
-)
+@_results_option("kernels", "; on a GPU alone")
 def kernels(
     ops: tuple[str, ...], peers: tuple[str, ...], dtypes: tuple[str, ...], output: Path
 ) -> None:

@@ -5,19 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fr_bench.soak_ray import (
-    Run,
-    compare,
-    family,
-    ledger_lines,
-    make_photos,
-    report_of,
-    until_gone,
-)
+from fr_bench.killing import family
+from fr_bench.soak_runs import Run, compare, kill_again_and_again, make_photos
 from fr_deploy.batch.folder import state_folder
 from fr_deploy.errors import FrDeployError
 
-_HARMLESS = {"without_outcome", "torn"}
 _LOOKS, _PAUSE_S = 40, 0.02
 
 
@@ -35,23 +27,9 @@ def group_kills(folder: Path, *, items: int, kills: int) -> dict[str, Any]:
     Raises:
         FrDeployError: something was lost, done twice, torn, or differs from a run that was not killed.
     """
-    began, chance = time.monotonic(), random.Random(3)
+    began = time.monotonic()
     source, out = make_photos(folder / "in", items), folder / "out"
-    for turn in range(kills):
-        with Run(source, out) as run:
-            before = ledger_lines(out)
-            run.wait(lambda n=before: ledger_lines(out) > n, "a record")
-            time.sleep(chance.uniform(0, 0.5))
-            ours = [*family(run.process.pid)]
-            run.kill()
-        until_gone(ours)
-        found = report_of(out).counts
-        if set(found) - _HARMLESS:
-            raise FrDeployError(f"after {turn + 1} kills: {dict(found)}")
-        if ledger_lines(out) == items:
-            raise FrDeployError(f"all done after {turn + 1} kills: too fast for {kills}")
-    with Run(source, out) as run:
-        run.end()
+    kill_again_and_again(source, out, kills=kills, chance=random.Random(3))
     compare(source, out, folder / "whole", items)
     seconds = round(time.monotonic() - began, 1)
     return {"items": items, "group_kills": kills, "seconds": seconds}

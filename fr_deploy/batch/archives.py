@@ -49,8 +49,9 @@ class Member:
     name: str
     """The same, tidied and safe."""
     offset: int
-    """Where its header begins."""
+    """Where its header begins, bytes from the start of the file."""
     size: int
+    """Bytes, unpacked."""
     mtime_ns: int | None
 
 

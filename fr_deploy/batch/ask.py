@@ -123,7 +123,14 @@ def check_sources(old: Sequence[str], new: Sequence[str], folder: Path) -> None:
 
 
 def plan_of(given: Mapping[str, Any]) -> Plan:
-    """The plan of a command's options."""
+    """The plan of a command's options.
+
+    Args:
+        given: every option that decides the outputs, by the name of its field; `max_pixels` is that of `Limits`.
+
+    Raises:
+        UsageError: as `RestoreOptions`.
+    """
     from fr_deploy.settings import Limits, RestoreOptions
 
     faces = ("faces", "min_face", "rotations", "upscale", "blend", "aligned")

@@ -68,7 +68,13 @@ class Batcher(Generic[Owner]):
         return self._faces + sum(piece.faces for piece in self._suspects)
 
     def add(self, owner: Owner, faces: int, now: float) -> None:
-        """Queue a photo with at least one face."""
+        """Queue a photo.
+
+        Args:
+            owner: the photo.
+            faces: how many it has, at least one.
+            now: on the monotonic clock, seconds.
+        """
         self._queue.append(Piece(owner, 0, faces, now))
         self._faces += faces
 
@@ -92,7 +98,7 @@ class Batcher(Generic[Owner]):
         """The next batch for a device, if it is time for one.
 
         Args:
-            now: on the monotonic clock.
+            now: on the monotonic clock, seconds.
             idle: the device has nothing to do; if it has, only a full batch is worth sending ahead.
             coming: more faces may come before long, so that waiting can fill the batch.
         """

@@ -52,7 +52,12 @@ class Start:
 
 
 def child_main(sock: socket.socket, start: Start) -> NoReturn:
-    """Serve one stage until the other end of the socket is closed, then end the process."""
+    """Serve one stage until the other end of the socket is closed, then end the process.
+
+    Args:
+        sock: an AF_UNIX SOCK_SEQPACKET socket; the parent holds its other end.
+        start: which stage, and what it may use.
+    """
     _harden(sock, start)
     channel = Channel(sock)
     try:

@@ -19,6 +19,7 @@ class StoredObject:
     relative: str
     """Its key behind the prefix."""
     size: int | None
+    """Bytes; None: the store does not say."""
 
 
 def is_cloud(url: str) -> bool:

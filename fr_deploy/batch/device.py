@@ -41,7 +41,10 @@ class FakeDevice:
         """Nothing is loaded."""
 
     def __call__(self, task: Faces) -> Restored:
-        """Answer 255 - crops when the time is over; a core is busy with that for 0.2 ms a face, within the time."""
+        """Answer 255 - crops, uint8 of the same shape, when the time is over.
+
+        A core is busy with that for 0.2 ms a face, within the time.
+        """
         began = time.perf_counter()
         crops = 255 - task.crops
         wanted = (self.base_ms + len(crops) * self.per_face_ms) / 1e3
@@ -107,7 +110,7 @@ class ModelDevice:
         self._restorer = restorer
 
     def __call__(self, task: Faces) -> Restored:
-        """Restore a batch.
+        """Restore a batch, uint8 [N, 512, 512, 3]; the answer has its shape.
 
         Raises:
             ResourceError: not even one face fits into memory.

@@ -33,7 +33,11 @@ def disk_errors(path: Path) -> Generator[None]:
 
 
 def write_all(fd: int, data: bytes | bytearray, offset: int) -> None:
-    """Write at `offset`; a write that the system cut short is continued, so that its error is met."""
+    """Write at `offset`; a write that the system cut short is continued, so that its error is met.
+
+    Raises:
+        OSError: the disk is full, or cannot be written; some of the bytes may be there.
+    """
     view = memoryview(data)
     while view:
         count = os.pwrite(fd, view, offset)
@@ -41,7 +45,11 @@ def write_all(fd: int, data: bytes | bytearray, offset: int) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make what was created, renamed or removed in a folder durable, where its file system can."""
+    """Make what was created, renamed or removed in a folder durable, where its file system can.
+
+    Raises:
+        OSError: the folder is gone, or its disk cannot be written.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

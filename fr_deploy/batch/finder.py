@@ -51,7 +51,12 @@ class Finder:
         self._allow_http = allow_http
 
     def named(self, name: str) -> Iterator[Found]:
-        """What one name on the command line stands for; items are named below it."""
+        """What one name on the command line stands for; items are named below it.
+
+        Raises:
+            UsageError: as `read_manifest`.
+            ResourceError: as `list_objects`; other faults of a place are noted.
+        """
         if os.path.lexists(name):
             path = os.path.abspath(name)
             if _suffix(path) in MANIFEST_SUFFIXES and os.path.isfile(path):
@@ -71,6 +76,9 @@ class Finder:
         Args:
             rows: of a manifest or of standard input.
             folder: where relative paths begin.
+
+        Raises:
+            UsageError, ResourceError: as what gives the rows.
         """
         for row in rows:
             if not _can_be_named(row.path):

@@ -17,7 +17,12 @@ FOLDER = ".fr-deploy"
 
 
 def state_folder(destination: Path, shard: tuple[int, int] | None = None) -> Path:
-    """Where the state of a run, or of shard i of n of it, lies by default."""
+    """Where the state of a run lies by default.
+
+    Args:
+        destination: of its outputs.
+        shard: (i, n), i from 0, if it is one of n.
+    """
     folder = destination / FOLDER
     return folder / f"shard-{shard[0]}-of-{shard[1]}" if shard else folder
 

@@ -78,7 +78,11 @@ class GuardedDevice:
     _embedder: "FaceEmbedder | None" = field(default=None, init=False, repr=False)
 
     def setup(self) -> None:
-        """Load the device's model, and the embedder beside it."""
+        """Load the device's model, and the embedder beside it.
+
+        Raises:
+            FrDeployError: as the device's own.
+        """
         self.device.setup()
         import torch
 
@@ -90,7 +94,11 @@ class GuardedDevice:
         self._embedder = FaceEmbedder(where)
 
     def __call__(self, task: Faces) -> Restored:
-        """Restore a batch; its `ms` is the device's own, without what is measured here."""
+        """Restore a batch, uint8 [N, 512, 512, 3]; its `ms` is the device's own, without what is measured here.
+
+        Raises:
+            FrDeployError: as the device.
+        """
         from fr_deploy.faces import deg_dlib
 
         restored: Restored = self.device(task)

@@ -48,7 +48,9 @@ class Output:
     path: str
     """Below the destination, parts between `/`; in a tar sink `<shard>!/<member>`."""
     size: int
+    """Bytes."""
     sha256: str
+    """Of its bytes, hexadecimal."""
 
 
 @dataclass
@@ -68,7 +70,9 @@ class Record:
     """Of the input's bytes, where they could be read."""
     outputs: list[Output] = field(default_factory=list[Output])
     width: int = 0
+    """Of the upright input, pixels; 0 where it could not be read."""
     height: int = 0
+    """Likewise."""
     faces: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """Of each restored face: `box`, `landmarks`, `score`; with the identity guard `angle` (degrees) and `blend`."""
     warnings: list[str] = field(default_factory=list[str])

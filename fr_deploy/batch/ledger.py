@@ -73,7 +73,11 @@ class Tally:
 
 
 def read_tally(path: Path) -> Tally:
-    """Read a ledger through; one that is missing is empty. Nothing is changed."""
+    """Read a ledger through; one that is missing is empty. Nothing is changed.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     tally, doubtful = Tally(), 0
     for line in read_lines(path):
         if line.value is None:
@@ -85,7 +89,11 @@ def read_tally(path: Path) -> Tally:
 
 
 def read_standing(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
-    """The outcome that stands of each item that has one, as JSON, in the order of the file, in constant memory."""
+    """The outcome that stands of each item that has one, as JSON, in the order of the file, in constant memory.
+
+    Raises:
+        OSError: as `read_tally`.
+    """
     redos = _count_redos(path)
     seen = Bits()
     for line in read_lines(path):
@@ -99,7 +107,11 @@ def read_standing(path: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
 
 
 def read_outcomes(path: Path) -> Iterator[Record]:
-    """The same as records."""
+    """The same as records.
+
+    Raises:
+        OSError: as `read_tally`.
+    """
     return (Record.from_json(value) for _, value in read_standing(path))
 
 

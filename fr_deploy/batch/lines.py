@@ -43,7 +43,15 @@ def decode_line(line: bytes) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path, *, start: int = 0) -> Iterator[Line]:
-    """All lines of a file from an offset on, the last one also if it is torn. No file has no lines."""
+    """All lines of a file, the last one also if it is torn. No file has no lines.
+
+    Args:
+        path: the file.
+        start: where to begin, the offset of a line in bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
         file = path.open("rb")
     except FileNotFoundError:

@@ -84,6 +84,7 @@ class Fault:
     message: str
     trace: str = ""
     seconds: float = 0.0
+    """That the stage itself took."""
 
 
 def _parcels(*values: Any) -> bool:

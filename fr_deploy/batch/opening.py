@@ -54,7 +54,11 @@ def spare_of(start: Start) -> int:
 
 
 def listing_of(start: Start) -> Listing:
-    """The items of a run's sources, found anew each time it is gone through."""
+    """The items of a run's sources, found anew each time it is gone through.
+
+    Raises:
+        UsageError: as `list_items`.
+    """
     ask, plan = start.ask, start.plan
     return list_items(
         ask.sources,

@@ -48,7 +48,11 @@ def write_part(folder: Path, index: int, place: str, data: bytes) -> tuple[str, 
 
 
 def remove_parts(parts: list[str]) -> None:
-    """Remove parts whose item comes to nothing."""
+    """Remove parts whose item comes to nothing.
+
+    Args:
+        parts: absolute paths; one that is gone is passed over.
+    """
     for part in parts:
         with suppress(OSError):
             os.unlink(part)

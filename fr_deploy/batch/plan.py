@@ -15,11 +15,17 @@ class Plan:
     confidence: float | None = None
     """Of the detector; None: its own."""
     ext: str | None = None
+    """Suffix of all outputs without the dot; None: each input's own."""
     suffix: str = ""
+    """Put behind the stem of outputs."""
     quality: int = 95
+    """Of JPEG, WebP and AVIF, 1 to 100."""
     only_faces: bool = False
+    """Write the restored 512-pixel crops, not the photos."""
     copy_faceless: bool = False
+    """Write photos in which no face was found, too."""
     fixed_bucket: int | None = None
+    """Every batch is padded to so many faces; None: batches are as they come."""
     max_identity_angle: float | None = None
     """Degrees of deg_dlib; a face that moved further is blended back. None: no guard."""
 

@@ -17,7 +17,11 @@ class Fetches(Protocol):
     """What reads items: `fr_deploy.batch.fetch.Fetcher`. It is picklable."""
 
     def fetch(self, item: Item, /) -> tuple[bytes, str]:
-        """An item's bytes and their SHA-256."""
+        """An item's bytes and their SHA-256 in hexadecimal.
+
+        Raises:
+            ImageError: they cannot be had.
+        """
         ...
 
 

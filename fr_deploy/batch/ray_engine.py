@@ -59,7 +59,11 @@ class Fleet(Protocol):
         ...
 
     def poll(self, seconds: float) -> Iterable[tuple[Member, Report | str]]:
-        """Reports, or how an actor ended, as they come within a time; each is free for a call then."""
+        """Reports, or how an actor ended, as they come; each is free for a call then.
+
+        Args:
+            seconds: to wait at most.
+        """
         ...
 
     def end(self, members: Iterable[Member]) -> None:

@@ -92,7 +92,11 @@ class RayFleet:
             self._start(job, node, 1)
 
     def poll(self, seconds: float) -> Iterator[tuple[RayMember, Report | str]]:
-        """Reports, or how an actor ended, as they come within a time; each is free for a call then."""
+        """Reports, or how an actor ended, as they come; each is free for a call then.
+
+        Args:
+            seconds: to wait at most.
+        """
         waiting = {member.answer: member for member in self.members}
         if not waiting:
             time.sleep(seconds)

@@ -48,6 +48,7 @@ class Ending:
     new: int
     """Outcomes of this start."""
     seconds: float
+    """That it took."""
     loads: dict[str, Load]
     restarts: int
     """Processes that took the place of one that ended."""

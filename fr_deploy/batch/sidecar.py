@@ -23,7 +23,11 @@ class SidecarStage:
     part_folder: Path
 
     def setup(self) -> None:
-        """Set the stage up."""
+        """Set the stage up.
+
+        Raises:
+            FrDeployError: as the stage.
+        """
         self.finish.setup()
 
     def __call__(self, task: Any) -> Finished | Record:

@@ -19,19 +19,35 @@ class Sink(Protocol):
     """Outcomes may wait in it after `add`, to be returned by a later one."""
 
     def add(self, done: Finished) -> list[Entry]:
-        """Take a finished item; returns what is ready to be committed now."""
+        """Take a finished item; returns what is ready to be committed now.
+
+        Raises:
+            ResourceError: the disk is full, or cannot be written.
+        """
         ...
 
     def flush(self) -> list[Entry]:
-        """What is still held, ready to be committed."""
+        """What is still held, ready to be committed.
+
+        Raises:
+            ResourceError: the disk is full, or cannot be written.
+        """
         ...
 
     def place(self, entry: Entry) -> list[Record]:
-        """Move an entry's parts to their places; returns its outcomes, `failed` where that was impossible."""
+        """Move an entry's parts to their places; returns its outcomes, `failed` where that was impossible.
+
+        Raises:
+            ResourceError: the disk is full, or cannot be written.
+        """
         ...
 
     def sync(self) -> None:
-        """Make all that was placed durable."""
+        """Make all that was placed durable.
+
+        Raises:
+            ResourceError: the disk is full, or cannot be written.
+        """
         ...
 
 
@@ -95,7 +111,11 @@ class TreeSink:
         return entry.records
 
     def sync(self) -> None:
-        """One fsync for each folder in which something was placed."""
+        """One fsync for each folder in which something was placed.
+
+        Raises:
+            ResourceError: the disk is full, or cannot be written.
+        """
         self._placer.sync()
 
 

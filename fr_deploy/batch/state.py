@@ -228,13 +228,23 @@ class State:
         return read_items(self.items_path, from_index=from_index, skip=skip)
 
     def append_items(self, items: Sequence[Item]) -> int:
-        """Add items to a list that grows: `GrowingList.append`."""
+        """Add items to a list that grows; returns how many it has now.
+
+        Raises:
+            ResourceError: as `GrowingList.append`.
+            ValueError: likewise, or the list does not grow.
+        """
         if self._growing is None:
             raise ValueError(f"{self.items_path} does not grow")
         return self._growing.append(items)
 
     def part_folder(self) -> Path:
-        """The folder for outputs that are not yet committed: `make_part_folder`."""
+        """The folder for outputs that are not yet committed, made if missing.
+
+        Raises:
+            UsageError: no run was begun.
+            ResourceError: as `make_part_folder`.
+        """
         return make_part_folder(self.folder, self.destination)
 
     def close(self) -> None:

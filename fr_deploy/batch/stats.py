@@ -27,11 +27,13 @@ class Stats:
     batches: int = 0
     """Restored."""
     processes: dict[Role, int] = field(default_factory=_counts)
+    """Of each role."""
     busy_seconds: dict[Role, float] = field(default_factory=_zeros)
     """Inside the stages, summed over their processes."""
     first_task: dict[Role, float] = field(default_factory=_zeros)
     """When a role got its first task, on the monotonic clock; 0: not yet."""
     last_reply: dict[Role, float] = field(default_factory=_zeros)
+    """When its last result came, likewise."""
     restarts: dict[Role, int] = field(default_factory=_counts)
     """Processes that took the place of one that ended."""
     waiting: dict[Role, int] = field(default_factory=_counts)

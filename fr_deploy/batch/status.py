@@ -27,6 +27,7 @@ class Status:
     first_at: float = 0.0
     """When the first outcome was committed, seconds since 1970; 0: there is none."""
     last_at: float = 0.0
+    """The same of the last one."""
     per_second: float = 0.0
     """Outcomes in the last minute: up to now, if a run is at work, otherwise up to the last outcome."""
     holder: Holder | None = None
@@ -52,6 +53,9 @@ def status(state: State) -> Status:
 
     Args:
         state: of the run; open to be read is enough.
+
+    Raises:
+        OSError: the ledger cannot be read.
     """
     found = Status(items=state.items, holder=holder_of(state.lock_path))
     times: deque[float] = deque()

@@ -121,7 +121,11 @@ class TarSink:
         return entry.records
 
     def sync(self) -> None:
-        """One fsync of the destination, if a shard was placed."""
+        """One fsync of the destination, if a shard was placed.
+
+        Raises:
+            ResourceError: the disk is full, or cannot be written.
+        """
         self._placer.sync()
 
     @property

@@ -20,7 +20,7 @@ def thumb_size(shape: tuple[int, ...], side: int) -> tuple[int, int]:
 
 
 def thumb(rgb: NDArray[np.uint8], size: tuple[int, int]) -> bytes:
-    """A JPEG of a picture, uint8 [H, W, 3], at another width and height."""
+    """A JPEG of a picture, uint8 [H, W, 3], at another size: width and height."""
     if size != (rgb.shape[1], rgb.shape[0]):
         rgb = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
     out = io.BytesIO()
@@ -42,9 +42,9 @@ class Before:
         self._photo, self._face = thumb(rgb, self._photo_size), thumb(crops[0], self._face_size)
 
     def photo(self, after: NDArray[np.uint8]) -> tuple[bytes, bytes]:
-        """The photo before and after, at one size even if it was enlarged."""
+        """The photo before and after, JPEG of one size even if it was enlarged; `after` is uint8 [H, W, 3]."""
         return self._photo, thumb(after, self._photo_size)
 
     def face(self, after: NDArray[np.uint8]) -> tuple[bytes, bytes]:
-        """The first face before and after, of restored crops [N, 512, 512, 3]."""
+        """The first face before and after, JPEG; `after` are the restored crops, uint8 [N, 512, 512, 3]."""
         return self._face, thumb(after[0], self._face_size)
