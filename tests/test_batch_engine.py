@@ -182,10 +182,18 @@ def test_stop_finishes_what_was_begun() -> None:
 def test_abort_returns_at_once() -> None:
     run = Run(toy_stages(ToyPrepare(), base=60.0), pace())
     abort = threading.Event()
-    threading.Timer(1.0, abort.set).start()
-    began = time.monotonic()
+    at: list[float] = []
+
+    def abort_when_full() -> None:
+        while len(run.begun) < 32:
+            time.sleep(0.05)
+        time.sleep(0.5)  # none begins while all are under way
+        at.append(time.monotonic())
+        abort.set()
+
+    threading.Thread(target=abort_when_full, daemon=True).start()
     run((item(i) for i in range(100)), abort=abort)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - at[0] < 20
     assert not run.records
     assert len(run.begun) == 32
 

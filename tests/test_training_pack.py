@@ -1,7 +1,11 @@
 """What travels to a machine without registries: rounded weights, the committed list; and training there, rehearsed."""
 
 import json
+import os
+import subprocess
+import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +23,8 @@ from fr_training.pack import LIMIT, LIST, WHEELS, pack
 from fr_training.perceptual import LpipsHed
 from fr_training.rounded import is_rounded, require_exact, restored, save_rounded
 
-COMMITTED = Path(__file__).parents[1] / "training" / LIST
+ROOT = Path(__file__).parents[1]
+COMMITTED = ROOT / "training" / LIST
 
 
 def test_rounded_weights_are_near_and_said_to_be_rounded(tmp_path: Path) -> None:
@@ -100,3 +105,36 @@ def test_training_on_a_gpu_is_rehearsed(tmp_path: Path) -> None:
     name = "unet.conv_in.weight"
     assert not torch.equal(one[name], other[name])
     assert (one[name] - other[name]).abs().max() < 0.1 * one[name].abs().max()
+
+
+@pytest.mark.slow
+def test_a_checkout_runs_where_no_registry_is(tmp_path: Path) -> None:
+    """A command finds the packed wheels, this checkout's packages and the packed cache; installed once."""
+    (tmp_path / "pack" / "wheels").mkdir(parents=True)
+    wheel = tmp_path / "pack" / "wheels" / "packed_thing-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("packed_thing.py", "")
+        info = "packed_thing-1.0.dist-info"
+        file.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: packed-thing\nVersion: 1.0\n"
+        )
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", "")
+    site = tmp_path / "site"
+    look = (
+        "import fr_bench, fr_kernels.csrc, fr_training, packed_thing; from fr_kernels.cache import cache_dir;"
+        "print(fr_bench.__file__, fr_kernels.csrc.__path__[0], packed_thing.__file__, cache_dir(), sep='\\n')"
+    )
+    command = [ROOT / "benchmarks" / "offline.sh", tmp_path / "pack", "python", "-c", look]
+    environment = os.environ | {"PYTHON": sys.executable, "OFFLINE": str(site)}
+    installed: set[int] = set()
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        *places, cache = done.stdout.split()
+        assert [Path(place).is_relative_to(site) for place in places] == [True] * 3
+        assert cache == str(tmp_path / "pack" / "cache")
+        installed.add((site / "packed_thing.py").stat().st_ino)
+    assert len(installed) == 1

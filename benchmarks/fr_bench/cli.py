@@ -177,14 +177,7 @@ def kernels(
 @click.option("--preparers", type=click.IntRange(min=1), help="As of serve-batch.")
 @click.option("--finishers", type=click.IntRange(min=1), help="As of serve-batch.")
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=3))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("benchmarks/results"),
-    show_default=True,
-    help="Folder to append serve-batch.csv and serve-batch.jsonl in.",
-)
+@_results_option("serve-batch")
 def serve_batch(
     device: str,
     photos: int,
