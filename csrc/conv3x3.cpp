@@ -1,7 +1,8 @@
 // 3x3 convolution with stride 1 on a CPU by Winograd's F(4x4, 3x3): 36 products of a 4x4 tile of outputs in place of 144.
 //
 // The points are 0, +-3/4, +-3/2 and infinity: all constants are exact in float32, and the error is half that of the usual 0,
-// +-1, +-2, as near to float64 as oneDNN's direct convolution, whose sums have 9 x the inputs' length.
+// +-1, +-2, as near to float64 as oneDNN's direct convolution with AVX2, whose sums have 9 x the inputs' length. With AVX-512 oneDNN cuts
+// them into blocks of 16 channels: `inexact` in the op's plan.py.
 #include "winograd.h"
 
 constexpr float A = 0.75f, B = 1.5f, A2 = A * A, B2 = B * B;

@@ -3,8 +3,8 @@
 //   Y = A^T [ sum over inputs of (G g G^T) * (B^T d B) ] A      (Lavin & Gray 2016, eq 8; * element by element)
 //
 // A Form holds the transforms: PATCH values a side are read for TILE outputs a side, of which each has a spot (PATCH^2
-// products in place of TILE^2 times the kernel's taps). Products add up CHUNK channels in registers and the chunks in memory,
-// which makes sums short.
+// products in place of TILE^2 times the kernel's taps). Products add up PART channels at a time in registers, the parts of CHUNK
+// channels too, and the chunks in memory, which makes sums short.
 //
 // Tiles are taken ROWS at a time (a panel: the rows of the product's registers) and some panels at a time by a thread; a
 // tile's result does not depend on its panel, so neither batch nor threads change a bit.
@@ -12,6 +12,9 @@
 #include "vec.h"
 
 constexpr int ROWS = 6, WIDE = 2 * LANES, CHUNK = 32;
+// AVX-512 has registers for a second set of sums, and oneDNN sums 16 channels at a time there: with chunks of 4 parts the error
+// is 0.77 of what it is without, for 12 additions in 96 products.
+constexpr int PART = LANES == 16 ? 8 : CHUNK;
 
 struct Picture {
   const float *x;      // [batch, height, width, inputs]
@@ -45,20 +48,32 @@ static void read_tile(const Picture &p, int64_t tile, float *spots, int64_t step
   }
 }
 
+// Products of channels [from, to) of one spot, added up: rows [ROWS, row_step], weights [inputs, WIDE].
+static inline void add_up(const float *rows, int64_t row_step, const float *weights, int64_t from, int64_t to, vec sum[ROWS][2]) {
+  for (int64_t c = from; c < to; c++) {
+    vec left = load(weights + c * WIDE), right = load(weights + c * WIDE + LANES);
+#pragma GCC unroll 6
+    for (int r = 0; r < ROWS; r++) {
+      vec value = spread(rows[r * row_step + c]);
+      sum[r][0] += value * left;
+      sum[r][1] += value * right;
+    }
+  }
+}
+
 // ROWS tiles x WIDE outputs of one spot: rows [ROWS, row_step], weights [inputs, WIDE] -> sums [ROWS, sum_step].
 static void multiply(const float *rows, int64_t row_step, const float *weights, float *sums, int64_t sum_step, int64_t inputs) {
   for (int64_t first = 0; first < inputs; first += CHUNK) {
     int64_t last = std::min<int64_t>(inputs, first + CHUNK);
     vec sum[ROWS][2] = {};
-    for (int64_t c = first; c < last; c++) {
-      vec left = load(weights + c * WIDE), right = load(weights + c * WIDE + LANES);
-#pragma GCC unroll 6
-      for (int r = 0; r < ROWS; r++) {
-        vec value = spread(rows[r * row_step + c]);
-        sum[r][0] += value * left;
-        sum[r][1] += value * right;
+    add_up(rows, row_step, weights, first, std::min(last, first + PART), sum);
+    if constexpr (PART < CHUNK)
+      for (int64_t from = first + PART; from < last; from += PART) {
+        vec part[ROWS][2] = {};
+        add_up(rows, row_step, weights, from, std::min(last, from + PART), part);
+        for (int r = 0; r < ROWS; r++)
+          for (int half = 0; half < 2; half++) sum[r][half] += part[r][half];
       }
-    }
     for (int r = 0; r < ROWS; r++)
       for (int half = 0; half < 2; half++) {
         float *to = sums + r * sum_step + half * LANES;

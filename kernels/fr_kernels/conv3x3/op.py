@@ -21,8 +21,8 @@ def _forward(
     impl: str,
 ) -> Tensor:
     unfit = plan.unfit(x, weight, (bias, residual, packed))
-    if impl == Impl.AUTO:
-        unfit = unfit or plan.slow(x, weight, padding)
+    if impl == Impl.AUTO and x.device.type == "cpu":
+        unfit = unfit or plan.slow(x, weight, padding) or plan.inexact()
     if resolve("conv3x3", impl, (x, weight), (Impl.CPU,), unfit_on_cpu=unfit) is Impl.CPU:
         from fr_kernels.conv3x3 import cpu_impl
 
@@ -100,10 +100,10 @@ def conv3x3(
 ) -> Tensor:
     """A 3x3 convolution with stride 1 in channels_last (formula: `reference.py`).
 
-    On a CPU in float32 it runs Winograd's F(4x4, 3x3) in C++ (Lavin & Gray 2016), on dense pictures as near to float64
-    as oneDNN's direct convolution, and two to three times as fast at 64 to 128 channels (two cores of a Zen 3);
-    elsewhere torch's own. Its error is one of whole tiles: beside large values, zeros come out as up to 1e-6 of them,
-    and a NaN or infinity spoils its tile of 4 x 4 outputs.
+    On a CPU with AVX2 in float32 it runs Winograd's F(4x4, 3x3) in C++ (Lavin & Gray 2016), on dense pictures as near
+    to float64 as oneDNN's direct convolution, and two to three times as fast at 64 to 128 channels (two cores of a
+    Zen 3); elsewhere torch's own, with AVX-512 too (`plan.inexact`). Its error is one of whole tiles: beside large
+    values, zeros come out as up to 1e-6 of them, and a NaN or infinity spoils its tile of 4 x 4 outputs.
 
     Args:
         x: [B, C, H, W], floating point, any strides; channels_last is read without a copy. H and W at least 3 - 2
@@ -154,7 +154,7 @@ def conv3x3_on_cpu(x: Tensor, weight: Tensor, padding: int) -> bool:
         return False
     from fr_kernels.native import obstacle
 
-    return not obstacle("conv3x3")
+    return not (obstacle("conv3x3") or plan.inexact())
 
 
 def pack_conv3x3(weight: Tensor) -> Tensor:
