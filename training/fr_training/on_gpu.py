@@ -56,6 +56,7 @@ def train_on_gpu(
         work,
         _toy(work / "toy") if rehearse and start == DEFAULT else _unpacked(start, work / "start"),
         device,
+        log_every=1 if rehearse else 2000,
         workers=os.cpu_count() or 1,
         minutes=minutes,
     )
