@@ -19,7 +19,7 @@ from fr_deploy.errors import UsageError
 from fr_training.faces import SHARD, faces_from_seeds, generator_file
 from fr_training.generator import FaceGenerator
 from fr_training.on_gpu import DEFAULT, train_on_gpu
-from fr_training.pack import LIMIT, LIST, WHEELS, pack
+from fr_training.pack import ARCHIVE, LIMIT, LIST, WHEELS, pack
 from fr_training.perceptual import LpipsHed
 from fr_training.rounded import is_rounded, require_exact, restored, save_rounded
 
@@ -69,8 +69,12 @@ def test_packing_gives_the_committed_list_and_its_weights_serve(
     faces = FaceGenerator(generator_file()).eval()
     exact, seeds = LpipsHed().eval(), [9_000_000, 9_000_001]
     before = faces_from_seeds(faces, seeds, 256)
-    assert pack(tmp_path) == json.loads(COMMITTED.read_text())
-    monkeypatch.setenv("FR_DEPLOY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("fr_training.pack.fetch_wheels", Path.mkdir)  # without a registry
+    committed = json.loads(COMMITTED.read_text())
+    assert pack(tmp_path) == {k: v for k, v in committed.items() if not k.startswith("wheels/")}
+    with tarfile.open(tmp_path / ARCHIVE) as tar:
+        tar.extractall(tmp_path / "there", filter="data")
+    monkeypatch.setenv("FR_DEPLOY_CACHE", str(tmp_path / "there" / "cache"))
     assert is_rounded(generator_file())
     after = faces_from_seeds(FaceGenerator(generator_file()).eval(), seeds, 256)
     difference = float(np.abs(before.astype(float) - after).mean())
@@ -85,7 +89,7 @@ def test_packing_gives_the_committed_list_and_its_weights_serve(
     record_property("figure", f"lpips_hed {true.tolist()}, packed {packed.tolist()}")
     torch.testing.assert_close(packed, true, rtol=0.01, atol=0)
     with pytest.raises(UsageError, match="for training alone"):
-        pack(tmp_path / "again")  # from what is rounded already
+        pack(tmp_path / "there")  # from what is rounded already
 
 
 def test_training_on_a_gpu_is_rehearsed(tmp_path: Path) -> None:
@@ -131,7 +135,11 @@ def test_a_checkout_runs_where_no_registry_is(tmp_path: Path) -> None:
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         file.writestr(f"{info}/RECORD", "")
-    site = tmp_path / "site"
+    cached, site = tmp_path / "cache" / "thing", tmp_path / "site"
+    cached.parent.mkdir()
+    cached.write_text("kept")
+    with tarfile.open(tmp_path / "pack" / ARCHIVE, "w:xz") as tar:
+        tar.add(cached.parent, "cache")
     look = (
         "import fr_bench, fr_kernels.csrc, fr_training, packed_thing; from fr_kernels.cache import cache_dir;"
         "print(fr_bench.__file__, fr_kernels.csrc.__path__[0], packed_thing.__file__, cache_dir(), sep='\\n')"
@@ -144,6 +152,6 @@ def test_a_checkout_runs_where_no_registry_is(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         *places, cache = done.stdout.split()
         assert [Path(place).is_relative_to(site) for place in places] == [True] * 3
-        assert cache == str(tmp_path / "pack" / "cache")
+        assert (Path(cache) / "thing").read_text() == "kept"
         installed.add((site / "packed_thing.py").stat().st_ino)
     assert len(installed) == 1

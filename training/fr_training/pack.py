@@ -2,8 +2,9 @@
 
     python -m fr_training.pack -o pack
 
-writes `wheels/`, `cache/` (for `$FR_DEPLOY_CACHE`) and `pack.json`, the list with sizes and digests. The list is
-committed as `training/pack.json`; packing again gives the same bytes.
+writes `wheels/`, `cache.tar.xz` (unpacked it is a `$FR_DEPLOY_CACHE`; xz saves a sixth) and `pack.json`: the wheels and
+what is in the archive, with sizes and digests. The list is committed as `training/pack.json`; packing again gives the
+same.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import hashlib
 import json
 import subprocess
 import sys
+import tarfile
+import tempfile
 from pathlib import Path
 
 from safetensors import safe_open
@@ -22,6 +25,7 @@ from fr_training.perceptual import perceptual_file
 from fr_training.rounded import require_exact, save_rounded
 
 LIST = "pack.json"
+ARCHIVE = "cache.tar.xz"
 LIMIT = 60 * 2**20
 """Bytes of the whole folder."""
 PYTHON = "3.12"
@@ -45,28 +49,38 @@ def pack(out: Path) -> dict[str, dict[str, int | str]]:
         ResourceError: a wheel has another digest, or everything together is over the limit.
         UsageError: the cache holds rounded weights, from another pack.
     """
-    (out / "cache").mkdir(parents=True, exist_ok=True)
     fetch_wheels(out / "wheels")
-    for path, bytewise in ((generator_file(), ()), (perceptual_file(), _BYTEWISE)):
-        require_exact(path)
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-        save_rounded(
-            load_file(path), out / "cache" / path.name, bytewise=bytewise, metadata=metadata
-        )
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != LIST)
-    listed: dict[str, dict[str, int | str]] = {}
-    for path in files:
-        data = path.read_bytes()
-        name = path.relative_to(out).as_posix()
-        listed[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    total = sum(path.stat().st_size for path in files)
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        cache = Path(folder) / "cache"
+        cache.mkdir()
+        _round(cache)
+        listed = _listed(out / "wheels") | _listed(cache)
+        with tarfile.open(out / ARCHIVE, "w:xz") as tar:
+            tar.add(cache, "cache")
+    total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if total > LIMIT:
         raise ResourceError(
             f"{out} has {total} bytes, allowed are {LIMIT}; remove what is not in {LIST}"
         )
     (out / LIST).write_text(json.dumps(listed, indent=1) + "\n")
     return listed
+
+
+def _round(cache: Path) -> None:
+    for path, bytewise in ((generator_file(), ()), (perceptual_file(), _BYTEWISE)):
+        require_exact(path)
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+        save_rounded(load_file(path), cache / path.name, bytewise=bytewise, metadata=metadata)
+
+
+def _listed(folder: Path) -> dict[str, dict[str, int | str]]:
+    found: dict[str, dict[str, int | str]] = {}
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        found[f"{folder.name}/{path.name}"] = {"bytes": len(data), "sha256": digest}
+    return found
 
 
 def fetch_wheels(folder: Path) -> None:
@@ -113,8 +127,10 @@ def main() -> None:
     listed = pack(given.output)
     for name, what in listed.items():
         print(f"{what['bytes']:>11,}  {name}")
-    total = sum(int(what["bytes"]) for what in listed.values())
-    print(f"{total:>11,}  together; allowed are {LIMIT:,}")
+    archive = (given.output / ARCHIVE).stat().st_size
+    wheels = sum(int(what["bytes"]) for name, what in listed.items() if name.startswith("wheels/"))
+    print(f"{archive:>11,}  {ARCHIVE}")
+    print(f"{wheels + archive:>11,}  wheels and archive together; allowed are {LIMIT:,}")
 
 
 if __name__ == "__main__":
