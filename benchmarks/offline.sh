@@ -5,17 +5,20 @@
 #   benchmarks/offline.sh PACK python -m fr_training.on_gpu -o OUT --minutes 7
 #
 # PACK is what `python -m fr_training.pack` wrote; a part of it will do, each command needs what it needs. Its wheels, its
-# cache and this checkout are installed into $OFFLINE (.offline), again only when one of them has changed; nothing else is
-# touched. The machine's own Python, $PYTHON or python3, must bring torch, Triton and setuptools.
+# cache and this checkout are installed into $OFFLINE (.offline), again only when one of them has changed; besides, build/
+# and *.egg-info are written, as by any build. The machine's own Python, $PYTHON or python3, must bring torch, Triton and
+# setuptools.
 set -euo pipefail
 pack=$(realpath "$1")
 shift
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 site=${OFFLINE:-$PWD/.offline}
-key=$({ ls -l "$pack" "$pack"/wheels 2>/dev/null || true; git rev-parse HEAD 2>/dev/null || true; "$python" -V; } | cksum)
+rooms=(pyproject.toml csrc kernels fr_deploy export training benchmarks)
+ours=$(find "${rooms[@]}" -type f -not -path '*/__pycache__/*' -not -path '*/results/*' -exec cksum {} +)
+key=$({ ls -l "$pack" "$pack"/wheels 2>/dev/null || true; echo "$ours"; "$python" -V; } | cksum)
 if [ "$(cat "$site/installed" 2>/dev/null)" != "$key" ]; then
-  rm -rf "$site"
+  rm -rf "$site" build
   shopt -s nullglob
   "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --no-compile --target "$site" \
     "$pack"/wheels/*.whl .

@@ -133,10 +133,13 @@ def test_the_command_times_both_in_turns(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_faster_than_the_loop_and_the_device_is_busy(
+def test_one_run_measures_the_loop_and_the_device(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """One run, one device; what the command prints, on few photos, so that starting counts more."""
+    """That it runs, and the figures; not how fast, which machines that others share cannot hold to.
+
+    With 8 photos starting counts a lot: benchmarks/results has the run with 24.
+    """
     done = bench_serve_batch(Job(tmp_path, "fake:6ms+7ms", photos=8, crops=160, repeats=1))
     ours, _, photos, crops = done.rows
     record_property("figure", f"naive loop over serve-batch, 8 photos: {done.ratio}")

@@ -187,7 +187,8 @@ class _State:
         }
         if changed:
             raise UsageError(f"{path} is of another recipe: {changed}; choose another --out")
-        self.images, self.seconds = state["images"], state["seconds"]
+        # A checkpoint without seconds is of a run by images, which does not ask for them.
+        self.images, self.seconds = state["images"], state.get("seconds", 0.0)
         self.stage.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]
